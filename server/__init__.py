@@ -1,0 +1,1 @@
+"""The alignment server: composes `rewards` and `solver` behind an OpenAI-compatible API."""

@@ -1,0 +1,1 @@
+"""Sources of candidates, one a file; `base` holds the interface."""

@@ -1,0 +1,194 @@
+"""The interface between alignment and a source of candidates: what every backend promises.
+
+A backend turns one conversation into N candidate answers of the base model, p0(y|x). It knows
+nothing of rewards or palettes. One backend a file beside this one.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+from rewards import Message
+
+FinishReason = Literal["stop", "length"]
+
+
+class BackendError(Exception):
+    """Root of what can go wrong while a backend renders or generates."""
+
+
+class ModelLoadError(BackendError):
+    """The model cannot be loaded; the message says what is missing and what to do."""
+
+
+class PromptError(BackendError):
+    """The conversation cannot be rendered by the model's chat template."""
+
+
+class ContextLengthError(BackendError):
+    """Prompt and answer together do not fit in the model's context."""
+
+
+class BackendUnavailableError(BackendError):
+    """The backend is not running (not started, closed, or failed); the request may be retried."""
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingSettings:
+    """How one candidate is drawn; part of p0, so a calibration holds for one of these.
+
+    Attributes
+    ----------
+    temperature : float
+        0 is greedy: every candidate of a prompt is then the same text.
+    top_p : float
+        Nucleus mass in (0, 1]; 1 keeps every token.
+    top_k : int
+        Number of likeliest tokens kept; 0 keeps every token.
+    max_tokens : int
+        Longest answer, in tokens, the end token included.
+    stop : tuple of str
+        An answer ends before the first of these.
+    """
+
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    max_tokens: int = 512
+    stop: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """A conversation rendered by the model's chat template.
+
+    Attributes
+    ----------
+    messages : tuple of Message
+    token_ids : tuple of int
+        What the model reads, generation prompt included.
+    """
+
+    messages: tuple[Message, ...]
+    token_ids: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLogprob:
+    """One token of an answer with its log-probability under the model, in nats.
+
+    Log-probabilities are the model's own, before temperature, top-p and top-k (as vLLM's default),
+    so that they do not depend on sampling settings.
+    """
+
+    token: str
+    logprob: float
+    top: tuple[tuple[str, float], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """One finished answer.
+
+    Attributes
+    ----------
+    index : int
+        Position among the N candidates of the request, from 0.
+    text : str
+        The answer without special tokens and without the stop string.
+    tokens : tuple of TokenLogprob
+        Every sampled token of the answer (end token excluded), with log-probabilities.
+    n_tokens : int
+        Tokens sampled for it, the end token included: what was spent.
+    finish_reason : {"stop", "length"}
+    """
+
+    index: int
+    text: str
+    tokens: tuple[TokenLogprob, ...] = field(repr=False)
+    n_tokens: int
+    finish_reason: FinishReason
+
+
+class Backend(ABC):
+    """A source of candidates. Create, ``await start()``, use from one event loop, ``await close()``.
+
+    Attributes
+    ----------
+    model_id : str
+        The name clients use for the model.
+    fingerprint : str
+        Identity of weights, tokenizer and chat template (hex); known after `start`. A calibration
+        made with another fingerprint does not cover this backend.
+    max_context : int
+        Tokens that prompt and answer may have together; known after `start`.
+    """
+
+    model_id: str
+    fingerprint: str
+    max_context: int
+
+    @abstractmethod
+    async def start(self) -> None:
+        """Load the model.
+
+        Raises
+        ------
+        ModelLoadError
+            With what is missing and what to do.
+        """
+
+    @abstractmethod
+    async def close(self) -> None:
+        """Stop; requests in flight get `BackendUnavailableError`. Idempotent."""
+
+    @abstractmethod
+    async def render(self, messages: Sequence[Message]) -> Prompt:
+        """Return the conversation as the model reads it.
+
+        Raises
+        ------
+        PromptError
+            When the chat template refuses the conversation.
+        ContextLengthError
+            When the prompt alone leaves no room for an answer.
+        """
+
+    @abstractmethod
+    def generate(
+        self,
+        prompt: Prompt,
+        n_candidates: int,
+        sampling: SamplingSettings,
+        seed: int,
+        *,
+        top_logprobs: int = 0,
+    ) -> AsyncIterator[Candidate]:
+        """Yield the candidates of one prompt, each as it finishes.
+
+        Candidate ``i`` depends on the prompt, the sampling settings and ``(seed, i)`` alone, not
+        on what else is in flight. Closing the iterator frees what the request holds.
+
+        Parameters
+        ----------
+        prompt : Prompt
+            From `render`.
+        n_candidates : int
+        sampling : SamplingSettings
+            ``max_tokens`` is cut to what the context leaves.
+        seed : int
+            In [0, 2**63).
+        top_logprobs : int
+            Alternatives reported for each token, at most 20.
+
+        Raises
+        ------
+        BackendUnavailableError
+        """
+
+    @abstractmethod
+    def health(self) -> dict[str, object]:
+        """Return ``{"state": "ok" | "failing" | "stopped", ...}`` for the readiness probe."""
