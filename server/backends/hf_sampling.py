@@ -1,0 +1,139 @@
+"""Logits to tokens: temperature, top-k, top-p, and an inverse-CDF draw from keyed uniforms."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from server.backends.base import SamplingSettings
+
+# Uniforms drawn ahead for each candidate; a draw of one is mostly overhead.
+_UNIFORM_BLOCK = 64
+# The inverse CDF is searched in blocks of this many tokens, then inside the block found.
+_CDF_BLOCK = 256
+# A nucleus is looked for among this many likeliest tokens before the vocabulary is sorted.
+_NUCLEUS_GUESS = 1024
+
+
+class UniformStreams:
+    """One uniform in [0, 1) for each row and step, from Philox keyed by (seed, candidate).
+
+    A counter-based generator: what a candidate draws depends on its key alone, bit for bit, not on
+    which candidates share its batch or when it leaves.
+
+    Parameters
+    ----------
+    seed : int
+    indices : sequence of int
+        The candidates, one a row.
+    n_steps : int
+        Draws each row may take at most.
+    device : torch.device
+    """
+
+    def __init__(
+        self, seed: int, indices: Sequence[int], n_steps: int, device: torch.device
+    ) -> None:
+        self._streams = [
+            np.random.Generator(np.random.Philox(key=np.array([seed, i], dtype=np.uint64)))
+            for i in indices
+        ]
+        self._block = min(n_steps, _UNIFORM_BLOCK)
+        self._device = device
+        self._next = self._block
+        self._uniforms = torch.empty(0)
+
+    def draw(self) -> torch.Tensor:
+        """Return the next uniform of every row, shape (n_rows, 1), float64."""
+        if self._next == self._block:
+            block = np.stack([stream.random(self._block) for stream in self._streams])
+            self._uniforms = torch.from_numpy(block).to(self._device)
+            self._next = 0
+        column = self._uniforms[:, self._next : self._next + 1]
+        self._next += 1
+        return column
+
+    def keep(self, rows: Sequence[int]) -> None:
+        """Go on with these rows only."""
+        self._streams = [self._streams[row] for row in rows]
+        if self._next < self._block:
+            self._uniforms = self._uniforms[list(rows)]
+
+
+def sample(
+    logits: torch.Tensor, uniforms: torch.Tensor | None, sampling: SamplingSettings
+) -> torch.Tensor:
+    """Return one token for each row, shape (n_rows,).
+
+    Parameters
+    ----------
+    logits : tensor, shape (n_rows, n_vocab), float32
+    uniforms : tensor, shape (n_rows, 1), float64, or None
+        Needed unless the temperature is 0.
+    sampling : SamplingSettings
+        Temperature first, then top-k, then top-p on what top-k left: the order of transformers
+        and vLLM.
+    """
+    if sampling.temperature == 0.0 or uniforms is None:
+        return logits.argmax(dim=-1)
+    if sampling.temperature != 1.0:
+        # A temperature near 0 would overflow float32 without the maximum at 0.
+        logits = (logits - logits.amax(dim=-1, keepdim=True)) / sampling.temperature
+    n_vocab = logits.shape[-1]
+    if 0 < sampling.top_k < n_vocab:
+        likeliest, ids = logits.topk(sampling.top_k, dim=-1)
+        probabilities = likeliest.softmax(dim=-1)
+        if sampling.top_p < 1.0:
+            probabilities = _nucleus(probabilities, sampling.top_p)
+        return ids.gather(-1, _invert_cdf(probabilities, uniforms)).squeeze(-1)
+    probabilities = logits.softmax(dim=-1)
+    if sampling.top_p < 1.0:
+        likeliest, ids = probabilities.topk(min(_NUCLEUS_GUESS, n_vocab), dim=-1)
+        if bool((likeliest.sum(dim=-1) < sampling.top_p).any()):
+            likeliest, ids = probabilities.sort(dim=-1, descending=True)
+        return ids.gather(-1, _invert_cdf(_nucleus(likeliest, sampling.top_p), uniforms)).squeeze(
+            -1
+        )
+    return _invert_cdf(probabilities, uniforms).squeeze(-1)
+
+
+def _nucleus(probabilities: torch.Tensor, top_p: float) -> torch.Tensor:
+    """Return descending probabilities with zeros behind the smallest prefix of mass `top_p`."""
+    before = probabilities.cumsum(dim=-1, dtype=torch.float64) - probabilities
+    return probabilities.masked_fill(before >= top_p, 0.0)
+
+
+def _invert_cdf(weights: torch.Tensor, uniforms: torch.Tensor) -> torch.Tensor:
+    """Return the index j of each row with cdf[j-1] <= u < cdf[j], shape (n_rows, 1).
+
+    Summed in float64: a float32 cumulative sum near 1 moves in steps of 6e-8, so the tokens of
+    a large vocabulary's tail could not be told apart. First the block is found, then the place in
+    it, so that only sums of blocks are accumulated over the whole vocabulary.
+
+    Parameters
+    ----------
+    weights : tensor, shape (n_rows, n), not negative, any positive sum
+    uniforms : tensor, shape (n_rows, 1), float64
+    """
+    n = weights.shape[-1]
+    if n <= _CDF_BLOCK:
+        return _search(weights, uniforms)[0]
+    if n % _CDF_BLOCK:
+        weights = torch.nn.functional.pad(weights, (0, _CDF_BLOCK - n % _CDF_BLOCK))
+    blocks = weights.view(weights.shape[0], -1, _CDF_BLOCK)
+    block, rest = _search(blocks.sum(dim=-1), uniforms)
+    inside = blocks.gather(1, block.unsqueeze(-1).expand(-1, 1, _CDF_BLOCK)).squeeze(1)
+    return block * _CDF_BLOCK + _search(inside, rest)[0]
+
+
+def _search(weights: torch.Tensor, uniforms: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the index for each uniform, and where in (0, 1) of that index's weight it falls."""
+    cdf = weights.cumsum(dim=-1, dtype=torch.float64)
+    target = uniforms * cdf[:, -1:]
+    # `right` skips entries without weight; the minimum is for a product that rounds up to the sum.
+    index = torch.searchsorted(cdf, target, right=True).clamp_(max=weights.shape[-1] - 1)
+    weight = weights.gather(-1, index).double()
+    rest = ((target - (cdf.gather(-1, index) - weight)) / weight).clamp_(0.0, 1.0)
+    return index, rest
