@@ -1,0 +1,211 @@
+"""Builds and wires the server: the only place that does."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+from fastapi import FastAPI
+
+from rewards import RewardSuite, load_rewards
+from server import embedded, errors
+from server.admission import Admission
+from server.alignment import Aligner
+from server.backends.base import Backend
+from server.backends.hf_local import HfLocalBackend
+from server.body_limit import BodyLimit
+from server.calibration import default_path, find_calibration
+from server.calibrator import Progress, calibrate
+from server.promise import Promiser
+from server.prompts import read_prompts
+from server.routes import chat, health, models, palette
+from server.routes.context import CalibrationProgress, Context
+from server.schemas import PaletteOptions
+from server.settings import Settings
+from server.version import VERSION
+
+logger = logging.getLogger(__name__)
+
+
+def make_backend(settings: Settings) -> Backend:
+    """Return the backend of the settings, not started."""
+    return HfLocalBackend(
+        settings.model,
+        model_id=settings.served_model_name,
+        revision=settings.revision,
+        device=settings.device,
+        dtype=settings.dtype,
+        max_context=settings.max_context,
+        trust_remote_code=settings.trust_remote_code,
+        max_rows=settings.max_rows,
+    )
+
+
+def make_rewards(settings: Settings) -> RewardSuite:
+    """Return the reward suite of the settings, not started.
+
+    Raises
+    ------
+    RewardConfigError
+    """
+    return load_rewards(
+        settings.rewards,
+        device=settings.rewards_device,
+        max_batch_tokens=settings.max_batch_tokens,
+    )
+
+
+@asynccontextmanager
+async def running_aligner(
+    settings: Settings, *, backend: Backend | None = None, rewards: RewardSuite | None = None
+) -> AsyncIterator[Aligner]:
+    """Return an aligner with its models loaded and its calibration found; closes both after.
+
+    Raises
+    ------
+    RewardConfigError, RewardModelError, ModelLoadError, CalibrationError, PaletteError
+        Whatever stops a server from starting.
+    """
+    rewards = rewards or make_rewards(settings)
+    backend = backend or make_backend(settings)
+    try:
+        await backend.start()
+        await rewards.start()
+        yield make_aligner(settings, backend, rewards)
+    finally:
+        await backend.close()
+        await rewards.close()
+
+
+def make_aligner(settings: Settings, backend: Backend, rewards: RewardSuite) -> Aligner:
+    """Return the aligner of a started backend and started rewards.
+
+    Raises
+    ------
+    CalibrationError
+        For a calibration file that is there and cannot be used.
+    PaletteError
+        For a default palette that makes no sense.
+    """
+    promiser = Promiser(
+        rewards.names,
+        default_candidates=settings.candidates,
+        max_candidates=settings.max_candidates,
+    )
+    if settings.default_palette is not None:
+        promiser.check(PaletteOptions.model_validate(settings.default_palette), n_choices=1)
+    calibration = find_calibration(
+        settings.calibration,
+        calibration_path(settings, backend, rewards),
+        embedded.CALIBRATION,
+        values=rewards.names,
+        model_fingerprint=backend.fingerprint,
+        rewards_fingerprint=rewards.fingerprint,
+    )
+    admission = Admission(settings.max_running, settings.max_queue)
+    return Aligner(backend, rewards, promiser, admission, calibration)
+
+
+def calibration_path(settings: Settings, backend: Backend, rewards: RewardSuite) -> Path:
+    """Return where this model's calibration with these rewards is kept."""
+    return default_path(
+        settings.state_dir, backend.model_id, backend.fingerprint, rewards.fingerprint
+    )
+
+
+async def calibrate_in_background(
+    settings: Settings, aligner: Aligner, state: CalibrationProgress, progress: Progress
+) -> None:
+    """Calibrate on the shipped general prompts, keep the result and serve with it.
+
+    A failure is told in the log and in `state`; the server goes on without a calibration.
+    """
+    path = calibration_path(settings, aligner.backend, aligner.rewards)
+
+    def report(done: int, total: int) -> None:
+        state.done, state.total = done, total
+        progress(done, total)
+
+    state.state = "running"
+    try:
+        calibration = await calibrate(
+            aligner.backend,
+            aligner.rewards,
+            read_prompts(embedded.PROMPTS),
+            n_candidates=settings.calibration_candidates,
+            sampling=settings.sampling,
+            prompts_source="the general prompts shipped with Palette",
+            progress=report,
+        )
+        await asyncio.to_thread(calibration.save, path)
+    except Exception as error:  # noqa: BLE001  # whatever it was, the server must live on
+        failures = error.exceptions if isinstance(error, ExceptionGroup) else (error,)
+        state.state, state.error = "failed", str(failures[0])
+        logger.error("calibration failed: %s", state.error)
+        return
+    aligner.calibration = calibration
+    state.state = "done"
+    logger.info("calibrated: %s is kept in %s", calibration.id, path)
+
+
+def create_app(context: Context) -> FastAPI:
+    """Return the ASGI app of started objects."""
+    app = FastAPI(title="Palette", summary="What was asked is what is served.", version=VERSION)
+    app.state.context = context
+    for module in (chat, models, palette, health):
+        app.include_router(module.router)
+    errors.install(app)
+    app.add_middleware(BodyLimit, max_bytes=context.settings.max_body_bytes)
+    return app
+
+
+@asynccontextmanager
+async def running_app(
+    settings: Settings,
+    *,
+    backend: Backend | None = None,
+    rewards: RewardSuite | None = None,
+    progress: Progress = lambda done, total: None,
+) -> AsyncIterator[FastAPI]:
+    """Return the app with its models loaded, calibrating in the background when it has to.
+
+    Parameters
+    ----------
+    settings : Settings
+    backend, rewards : optional
+        Instead of those of the settings.
+    progress : callable
+        Gets (prompts done, prompts in all) of a calibration made at the start.
+
+    Raises
+    ------
+    RewardConfigError, RewardModelError, ModelLoadError, CalibrationError, PaletteError
+        Whatever stops a server from starting.
+    """
+    async with running_aligner(settings, backend=backend, rewards=rewards) as aligner:
+        context = Context(settings, aligner, created=int(time.time()))
+        background = None
+        if aligner.calibration is None:
+            logger.warning(
+                "%s has no calibration yet: %s; until there is one, palettes need "
+                '"scope": "answer" or multipliers',
+                aligner.backend.model_id,
+                f"making one now from {embedded.PROMPTS.name}"
+                if settings.calibrate_at_start
+                else "run `palette calibrate`",
+            )
+            if settings.calibrate_at_start:
+                background = asyncio.create_task(
+                    calibrate_in_background(settings, aligner, context.calibrating, progress),
+                    name="calibrate",
+                )
+        try:
+            yield create_app(context)
+        finally:
+            if background is not None:
+                background.cancel()
+                await asyncio.gather(background, return_exceptions=True)

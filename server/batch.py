@@ -1,0 +1,156 @@
+"""Aligns a file of prompts: resumable, nothing lost when it is stopped."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from server.alignment import Aligner, AlignmentRequest
+from server.backends.base import ContextLengthError, PromptError, SamplingSettings
+from server.calibrator import Progress
+from server.prompts import Conversation
+from server.schemas import PaletteOptions
+
+
+class OutputError(Exception):
+    """The output file cannot be continued; the message says why and what to do."""
+
+
+def run_key(
+    prompts: Sequence[Conversation],
+    palette: PaletteOptions | None,
+    sampling: SamplingSettings,
+    seed: int,
+    model: str,
+) -> str:
+    """Return what tells one run from another: lines of different runs must not mix in a file."""
+    record = {
+        "prompts": prompts,
+        "palette": palette.model_dump() if palette else None,
+        "sampling": asdict(sampling),
+        "seed": seed,
+        "model": model,
+    }
+    text = json.dumps(record, sort_keys=True, ensure_ascii=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def answered(path: Path, key: str) -> set[int]:
+    """Return the indices that a file already has; a line cut in half is removed.
+
+    Raises
+    ------
+    OutputError
+        When the file holds something else, or lines of another run.
+    """
+    if not path.exists():
+        return set()
+    found: set[int] = set()
+    remedy = "write to another file, or delete this one"
+    with path.open("r+b") as file:
+        whole = 0
+        for line in file:
+            if not line.endswith(b"\n"):
+                break  # the process ended while it wrote this line
+            try:
+                record = json.loads(line)
+                index, run = record["index"], record["run"]
+            except (ValueError, KeyError, TypeError) as error:
+                msg = f"{path} is no output of `palette generate`: {remedy}"
+                raise OutputError(msg) from error
+            if run != key:
+                msg = (
+                    f"{path} holds answers to other prompts, another palette, seed, model or other "
+                    f"settings: {remedy}"
+                )
+                raise OutputError(msg)
+            found.add(index)
+            whole += len(line)
+        file.truncate(whole)
+    return found
+
+
+async def generate_file(
+    aligner: Aligner,
+    prompts: Sequence[Conversation],
+    out: Path,
+    *,
+    palette: PaletteOptions | None,
+    sampling: SamplingSettings,
+    seed: int = 0,
+    concurrency: int = 4,
+    progress: Progress = lambda done, total: None,
+) -> int:
+    """Write one JSON line per prompt as its answer is chosen; return how many prompts were refused.
+
+    Each answer depends on its prompt, the palette, the settings and (seed, index) alone, so a run
+    that was stopped and continued gives the same answers as one that was not.
+
+    Raises
+    ------
+    OutputError
+        See `answered`.
+    PaletteError, InfeasiblePaletteError, CalibrationMissingError, BackendError, RewardError
+        The first failure ends the run; what was answered stays in the file.
+    """
+    key = run_key(prompts, palette, sampling, seed, aligner.backend.model_id)
+    have = answered(out, key)
+    waiting = iter([index for index in range(len(prompts)) if index not in have])
+    done, refused = len(have), 0
+    progress(done, len(prompts))
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with out.open("ab") as file:
+
+        async def work() -> None:
+            nonlocal done, refused
+            for index in waiting:
+                record: dict[str, Any] = {"index": index, "run": key}
+                request = AlignmentRequest(
+                    messages=prompts[index],
+                    sampling=sampling,
+                    n_choices=1,
+                    seed=_seed(seed, index),
+                    palette=palette,
+                )
+                try:
+                    aligned = await aligner.run(await aligner.plan(request))
+                except (PromptError, ContextLengthError) as error:
+                    refused += 1
+                    record |= {"answer": None, "error": str(error)}
+                else:
+                    served = aligned.chosen[0] if aligned.chosen else None
+                    record |= {
+                        "messages": prompts[index],
+                        "answer": served.text if served else None,
+                        "finish_reason": served.finish_reason if served else "content_filter",
+                        "palette": aligned.report.model_dump(mode="json")
+                        if aligned.report
+                        else None,
+                    }
+                line = json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n"
+                file.write(line.encode())
+                file.flush()
+                done += 1
+                progress(done, len(prompts))
+
+        try:
+            async with asyncio.TaskGroup() as group:
+                for _ in range(concurrency):
+                    group.create_task(work())
+        except ExceptionGroup as failures:
+            raise failures.exceptions[0] from None
+        finally:
+            os.fsync(file.fileno())
+    return refused
+
+
+def _seed(seed: int, index: int) -> int:
+    return int(np.random.SeedSequence([seed, index]).generate_state(1, np.uint64)[0] >> 1)

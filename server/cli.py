@@ -1,0 +1,320 @@
+"""The ``palette`` command."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import math
+import sys
+from collections.abc import Coroutine
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any, NoReturn, TypeVar
+
+import typer
+from pydantic import ValidationError
+
+from server.schemas import PaletteOptions
+from server.settings import Settings, SettingsError, load_settings
+
+T = TypeVar("T")
+
+# Exit codes, DESIGN.md 4.2.
+FAILED, BAD_USAGE, INFEASIBLE = 1, 2, 3
+
+app = typer.Typer(
+    name="palette",
+    help="Inference-time alignment server: what was asked is what is served.",
+    no_args_is_help=True,
+    rich_markup_mode="markdown",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+Model = Annotated[
+    str | None, typer.Option(help="Local folder or hub name; by default the embedded model.")
+]
+Rewards = Annotated[Path | None, typer.Option(help="YAML file of values.", dir_okay=False)]
+CalibrationFile = Annotated[Path | None, typer.Option(help="Calibration file.", dir_okay=False)]
+Device = Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1, ...")]
+Seed = Annotated[int, typer.Option(min=0, help="Same seed, same answers.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Temperature = Annotated[float | None, typer.Option(min=0, max=2)]
+TopP = Annotated[float | None, typer.Option(min=0, max=1)]
+TopK = Annotated[int | None, typer.Option(min=0)]
+MaxTokens = Annotated[int | None, typer.Option(min=1, help="Longest answer, in tokens.")]
+
+
+class OnInfeasible(StrEnum):
+    """What to do with a palette that cannot be met."""
+
+    reject = "reject"
+    repair = "repair"
+    best_effort = "best_effort"
+
+
+def main() -> None:
+    """Run the command line."""
+    app()
+
+
+@app.command()
+def serve(
+    model: Model = None,
+    rewards: Rewards = None,
+    calibration: CalibrationFile = None,
+    model_name: Annotated[str | None, typer.Option(help="Name clients use.")] = None,
+    revision: Annotated[str | None, typer.Option(help="Commit of a hub model.")] = None,
+    host: Annotated[str | None, typer.Option(help="Address; loopback by default.")] = None,
+    port: Annotated[int | None, typer.Option(help="Port; 8000 by default.")] = None,
+    device: Device = None,
+    dtype: Annotated[str | None, typer.Option(help="auto, float32, bfloat16.")] = None,
+    max_context: Annotated[int | None, typer.Option(help="Tokens of prompt and answer.")] = None,
+    candidates: Annotated[int | None, typer.Option(help="N of a palette that says none.")] = None,
+    max_candidates: Annotated[int | None, typer.Option(help="Largest N of a request.")] = None,
+    temperature: Temperature = None,
+    top_p: TopP = None,
+    top_k: TopK = None,
+    max_tokens: MaxTokens = None,
+    palette: Annotated[str | None, typer.Option(help="Default palette, JSON.")] = None,
+    calibrate: Annotated[
+        bool | None, typer.Option(help="Calibrate a new model at its first start.")
+    ] = None,
+    trust_remote_code: Annotated[
+        bool | None, typer.Option("--trust-remote-code", help="Run code that comes with the model.")
+    ] = None,
+    log_level: Annotated[str | None, typer.Option(help="critical ... debug.")] = None,
+) -> None:
+    """Start the server. Every option is also a `PALETTE_...` environment variable.
+
+    Examples:
+
+    `palette serve`
+
+    `palette serve --model Qwen/Qwen3-0.6B --port 9000`
+    """
+    default_palette = None if palette is None else _json_option("--palette", palette)
+    settings = _settings(
+        model=model,
+        rewards=rewards,
+        calibration=calibration,
+        model_name=model_name,
+        revision=revision,
+        host=host,
+        port=port,
+        device=device,
+        dtype=dtype,
+        max_context=max_context,
+        candidates=candidates,
+        max_candidates=max_candidates,
+        temperature=temperature,
+        top_p=top_p,
+        top_k=top_k,
+        max_tokens=max_tokens,
+        default_palette=default_palette,
+        calibrate_at_start=calibrate,
+        trust_remote_code=trust_remote_code,
+        log_level=log_level,
+    )
+    from server.serving import run_server  # torch is slow to import: not for `palette --help`
+
+    raise typer.Exit(run_server(settings))
+
+
+@app.command()
+def calibrate(
+    prompts: Annotated[
+        Path | None,
+        typer.Option(help="JSONL of strings or messages; by default the shipped general prompts."),
+    ] = None,
+    candidates: Annotated[int, typer.Option(min=2, max=1024, help="K, per prompt.")] = 32,
+    out: Annotated[
+        Path | None, typer.Option(help="File to write; by default in the state.")
+    ] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Only the first prompts.")] = None,
+    model: Model = None,
+    rewards: Rewards = None,
+    device: Device = None,
+    temperature: Temperature = None,
+    top_p: TopP = None,
+    top_k: TopK = None,
+    max_tokens: MaxTokens = None,
+    concurrency: Annotated[int, typer.Option(min=1, help="Prompts in flight.")] = 4,
+    seed: Seed = 0,
+) -> None:
+    """Sample and score the base model's answers to many prompts; palettes are solved on them.
+
+    Example: `palette calibrate --prompts my-prompts.jsonl --candidates 32`
+    """
+    settings = _settings(
+        model=model,
+        rewards=rewards,
+        device=device,
+        temperature=temperature,
+        top_p=top_p,
+        top_k=top_k,
+        max_tokens=max_tokens,
+    )
+    from server import jobs
+
+    written = _run(
+        jobs.calibrate_to_file(
+            settings, prompts, out, n_candidates=candidates, limit=limit,
+            concurrency=concurrency, seed=seed,
+        )
+    )  # fmt: skip
+    typer.echo(f"calibration written to {written}", err=True)
+
+
+@app.command()
+def solve(
+    pilot: Annotated[Path, typer.Option(help="Calibration, JSONL of groups, or flat JSON list.")],
+    targets: Annotated[str, typer.Option(help='JSON, as `{"harmless": {"quantile": 0.8}}`.')],
+    candidates: Annotated[str, typer.Option(help="N, `auto` or `inf`.")] = "16",
+    on_infeasible: OnInfeasible = OnInfeasible.reject,
+    method: Annotated[
+        str, typer.Option(help="Repair: interpolate, greedy, nearest.")
+    ] = "interpolate",
+    max_kl: Annotated[float | None, typer.Option(help="KL budget, nats.")] = None,
+    groups: Annotated[int | None, typer.Option(min=1, help="Groups drawn from the pilot.")] = None,
+    seed: Seed = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Solve a palette on a pilot set, without a server.
+
+    Example: `palette solve --pilot pilot.jsonl --targets '{"helpful": {"gain": 0.3}}' --json`
+    """
+    from server import jobs
+
+    wanted = _json_option("--targets", targets)
+    if candidates not in ("auto", "inf") and not candidates.isdigit():
+        _fail(f"--candidates: {candidates!r} is no whole number, `auto` or `inf`", BAD_USAGE)
+    n_candidates = (
+        "auto" if candidates == "auto" else math.inf if candidates == "inf" else int(candidates)
+    )
+    result = _guard(
+        jobs.solve_file, pilot, wanted, n_candidates,
+        on_infeasible=on_infeasible.value, method=method, max_kl=max_kl, groups=groups, seed=seed,
+    )  # fmt: skip
+    if as_json:
+        typer.echo(json.dumps(result, allow_nan=False))
+    else:
+        jobs.print_solution(result)
+    if result["status"] not in ("optimal", "repaired", "best_effort"):
+        raise typer.Exit(INFEASIBLE)
+
+
+@app.command()
+def generate(
+    prompts: Annotated[Path, typer.Argument(help="JSONL of strings or messages.")],
+    out: Annotated[Path, typer.Option(help="JSONL to write; continued when it exists.")],
+    palette: Annotated[
+        str, typer.Option(help='JSON, as `{"targets": {...}}`; `null` for none.')
+    ] = "null",
+    model: Model = None,
+    rewards: Rewards = None,
+    calibration: CalibrationFile = None,
+    device: Device = None,
+    temperature: Temperature = None,
+    top_p: TopP = None,
+    top_k: TopK = None,
+    max_tokens: MaxTokens = None,
+    concurrency: Annotated[int, typer.Option(min=1, help="Prompts in flight.")] = 4,
+    seed: Seed = 0,
+) -> None:
+    """Answer a file of prompts under a palette; run it again to continue where it stopped.
+
+    Example: `palette generate prompts.jsonl --out answers.jsonl --palette
+    '{"targets": {"helpful": {"quantile": 0.7}}}'`
+    """
+    options = _palette(palette)
+    settings = _settings(
+        model=model,
+        rewards=rewards,
+        calibration=calibration,
+        device=device,
+        temperature=temperature,
+        top_p=top_p,
+        top_k=top_k,
+        max_tokens=max_tokens,
+    )
+    from server import jobs
+
+    refused = _run(
+        jobs.generate_to_file(settings, prompts, out, options, concurrency=concurrency, seed=seed)
+    )
+    if refused:
+        _fail(f"{refused} prompts could not be answered; their lines in {out} say why", FAILED)
+
+
+@app.command()
+def score(
+    file: Annotated[
+        Path,
+        typer.Argument(help='JSONL of `{"messages": [...], "answer": "..."}`; `-` for stdin.'),
+    ],
+    out: Annotated[Path | None, typer.Option(help="JSONL to write; stdout by default.")] = None,
+    rewards: Rewards = None,
+    device: Device = None,
+) -> None:
+    """Score answers that were written elsewhere.
+
+    Example: `palette score answers.jsonl --out scores.jsonl`
+    """
+    settings = _settings(rewards=rewards, rewards_device=device)
+    from server import jobs
+
+    _run(jobs.score_to_file(settings, file, out))
+
+
+def _settings(**given: Any) -> Settings:
+    try:
+        return load_settings(**given)
+    except SettingsError as error:
+        _fail(str(error), BAD_USAGE)
+
+
+def _palette(text: str) -> PaletteOptions | None:
+    value = _json_option("--palette", text)
+    if value is None:
+        return None
+    try:
+        return PaletteOptions.model_validate(value)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        _fail(f"--palette: {where}: {first['msg']}", BAD_USAGE)
+
+
+def _json_option(name: str, text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        _fail(f"{name} is no JSON ({error}); quote it for the shell: '{{\"a\": 1}}'", BAD_USAGE)
+
+
+def _run(work: Coroutine[Any, Any, T]) -> T:
+    return _guard(asyncio.run, work)
+
+
+def _guard(function: Any, *arguments: Any, **options: Any) -> Any:
+    """Call, and turn what users can mend into one line and an exit code."""
+    from server import jobs
+
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
+    try:
+        return function(*arguments, **options)
+    except jobs.INFEASIBLE_ERRORS as error:
+        _fail(str(error), INFEASIBLE)
+    except jobs.USAGE_ERRORS as error:
+        _fail(str(error), BAD_USAGE)
+    except jobs.RUN_ERRORS as error:
+        _fail(str(error), FAILED)
+    except KeyboardInterrupt:
+        _fail("stopped; what was written is whole, run the same command to continue", 130)
+
+
+def _fail(message: str, code: int) -> NoReturn:
+    typer.secho(f"palette: {message}", err=True, fg="red" if sys.stderr.isatty() else None)
+    raise typer.Exit(code)

@@ -1,0 +1,1 @@
+"""HTTP routes: parse, call, format. No decision is taken here."""

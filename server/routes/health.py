@@ -1,0 +1,60 @@
+"""Liveness, readiness and versions."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+import fastapi
+import numpy
+import scipy
+from fastapi import APIRouter
+from fastapi.responses import JSONResponse
+
+from server.routes.context import InContext
+from server.version import VERSION
+
+router = APIRouter(tags=["operation"])
+
+
+@router.get("/health")
+async def health() -> dict[str, str]:
+    """Return at once: the process lives and its event loop turns."""
+    return {"status": "ok"}
+
+
+@router.get("/ready")
+async def ready(context: InContext) -> JSONResponse:
+    """Return 200 when requests can be served, 503 with the reason when they cannot."""
+    aligner = context.aligner
+    backend, rewards = aligner.backend.health(), aligner.rewards.health()
+    is_ready = backend["state"] == "ok" and all(
+        scorer["state"] == "ok" for scorer in rewards.values()
+    )
+    calibration: dict[str, Any] = {"id": None, "background": asdict(context.calibrating)}
+    if aligner.calibration is not None:
+        calibration["id"] = aligner.calibration.id
+    body = {
+        "status": "ready" if is_ready else "not ready",
+        "backend": backend,
+        "rewards": rewards,
+        "calibration": calibration,
+        "running": aligner.admission.n_running,
+        "waiting": aligner.admission.n_waiting,
+    }
+    return JSONResponse(body, 200 if is_ready else 503)
+
+
+@router.get("/version")
+async def version(context: InContext) -> dict[str, str]:
+    """Return the versions that make up an answer."""
+    backend = context.aligner.backend
+    return {
+        "version": VERSION,
+        "model": backend.model_id,
+        "model_fingerprint": backend.fingerprint,
+        "rewards_fingerprint": context.aligner.rewards.fingerprint,
+        "fastapi": fastapi.__version__,
+        "numpy": numpy.__version__,
+        "scipy": scipy.__version__,
+    }

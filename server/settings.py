@@ -1,0 +1,188 @@
+"""All configuration of the server: one frozen `Settings`, read once and handed down.
+
+Environment variables carry the prefix ``PALETTE_``; ``palette serve`` has an option for each field.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any, Self
+
+import platformdirs
+from pydantic import Field, model_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from server import embedded
+from server.backends.base import SamplingSettings
+
+PREFIX = "PALETTE_"
+
+
+class SettingsError(Exception):
+    """Settings that contradict each other or do not exist; the message names the remedy."""
+
+
+class Settings(BaseSettings):
+    """Per-process options. What varies from request to request is in the request instead."""
+
+    model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="forbid")
+
+    # model
+    model: str = Field(
+        default=str(embedded.CHAT_MODEL),
+        description="Local folder or hub name of a causal language model with a chat template.",
+    )
+    model_name: str | None = Field(
+        default=None, description="Name clients use for the model; by default that of `model`."
+    )
+    revision: str | None = Field(
+        default=None, description="Branch, tag or commit of a hub model; pin one in production."
+    )
+    device: str = Field(
+        default="auto", description="Where the model runs: auto, cpu, cuda, cuda:1."
+    )
+    dtype: str = Field(
+        default="auto",
+        description="Number format of the weights; auto is the checkpoint's own on a GPU, "
+        "float32 on a CPU.",
+    )
+    max_context: int | None = Field(
+        default=None, ge=16, description="Tokens of prompt and answer; by default the model's own."
+    )
+    trust_remote_code: bool = Field(
+        default=False, description="Run Python code that comes with the model. Off: it is code."
+    )
+
+    # values and calibration
+    rewards: Path = Field(
+        default=embedded.REWARDS, description="YAML file that names the values and their models."
+    )
+    rewards_device: str = Field(default="auto", description="Where the reward models run.")
+    calibration: Path | None = Field(
+        default=None,
+        description="Calibration file; by default the one kept in `state_dir` for this model and "
+        "these rewards, or the one shipped with the embedded models.",
+    )
+    calibrate_at_start: bool = Field(
+        default=True,
+        description="Calibrate in the background when the model has no calibration yet.",
+    )
+    calibration_candidates: int = Field(
+        default=32,
+        ge=2,
+        le=1024,
+        description="Candidates per prompt in a calibration: the largest N it can promise for.",
+    )
+    state_dir: Path = Field(
+        default_factory=lambda: Path(platformdirs.user_data_dir("palette", appauthor=False)),
+        description="Where calibrations are kept.",
+    )
+
+    # what a request gets when it does not say
+    default_palette: dict[str, Any] | None = Field(
+        default=None,
+        description="Palette (JSON) of requests that bring none; a request's `null` means none.",
+    )
+    candidates: int = Field(default=16, ge=1, description="N of a palette that does not say.")
+    temperature: float = Field(default=1.0, ge=0, le=2, description="OpenAI's default is 1.")
+    top_p: float = Field(default=1.0, gt=0, le=1, description="Nucleus mass; 1 keeps all.")
+    top_k: int = Field(default=0, ge=0, description="Likeliest tokens kept; 0 keeps all.")
+    max_tokens: int = Field(
+        default=512, ge=1, description="Longest answer, in tokens, of a request that does not say."
+    )
+
+    # limits
+    max_candidates: int = Field(default=64, ge=1, le=1024, description="Largest N of a request.")
+    max_rows: int = Field(
+        default=256, ge=1, description="Candidates decoded at once, over all requests."
+    )
+    max_running: int = Field(
+        default=32, ge=1, description="Requests generated at once; others wait in the queue."
+    )
+    max_queue: int = Field(
+        default=256, ge=0, description="Requests that may wait; one more is refused with 429."
+    )
+    max_body_bytes: int = Field(default=2_000_000, ge=1024, description="Larger bodies get 413.")
+    max_batch_tokens: int | None = Field(
+        default=None, ge=64, description="Padded tokens per reward batch; by default the device's."
+    )
+
+    # process
+    host: str = Field(
+        default="127.0.0.1", description="Address to listen on; loopback unless said otherwise."
+    )
+    port: int = Field(default=8000, ge=0, le=65535, description="Port to listen on; 0 picks one.")
+    torch_threads: int | None = Field(
+        default=None, ge=1, description="CPU threads of a torch operation; by default the cores."
+    )
+    keepalive_s: float = Field(
+        default=5.0, gt=0, description="Seconds between comments that keep a stream open."
+    )
+    log_level: str = Field(
+        default="info",
+        pattern="^(critical|error|warning|info|debug)$",
+        description="Logs never hold prompts or answers.",
+    )
+
+    @model_validator(mode="after")
+    def _check_limits(self) -> Self:
+        if self.candidates > self.max_candidates:
+            msg = (
+                f"candidates ({self.candidates}) is above max_candidates ({self.max_candidates}): "
+                "lower the first or raise the second"
+            )
+            raise ValueError(msg)
+        return self
+
+    @property
+    def sampling(self) -> SamplingSettings:
+        """The sampling settings of a request that gives none: what a calibration is made with."""
+        return SamplingSettings(
+            temperature=self.temperature,
+            top_p=self.top_p,
+            top_k=self.top_k,
+            max_tokens=self.max_tokens,
+        )
+
+    @property
+    def served_model_name(self) -> str:
+        """Name clients use for the model."""
+        if self.model_name:
+            return self.model_name
+        if self.model == str(embedded.CHAT_MODEL):
+            return embedded.CHAT_MODEL_NAME
+        path = Path(self.model)
+        return path.name if path.is_dir() else self.model
+
+
+def load_settings(**overrides: Any) -> Settings:
+    """Return the settings: `overrides` (None means not given), then the environment, then defaults.
+
+    Raises
+    ------
+    SettingsError
+        For a ``PALETTE_`` variable that is no setting (pydantic would ignore a misspelt one), and
+        for values out of bounds.
+    """
+    known = {PREFIX + name.upper() for name in Settings.model_fields}
+    unknown = sorted(name for name in os.environ if name.startswith(PREFIX) and name not in known)
+    if unknown:
+        msg = f"unknown environment variable {unknown[0]}; settings are {', '.join(sorted(known))}"
+        raise SettingsError(msg)
+    given = {name: value for name, value in overrides.items() if value is not None}
+    try:
+        return Settings(**given)
+    except ValueError as error:
+        raise SettingsError(_describe(error)) from error
+
+
+def _describe(error: ValueError) -> str:
+    """Return pydantic's findings one after another, each with the setting's name first."""
+    findings = getattr(error, "errors", list)()
+    if not findings:
+        return str(error)
+    return "; ".join(
+        f"{'.'.join(str(part) for part in finding['loc']) or 'settings'}: {finding['msg']}"
+        for finding in findings
+    )
