@@ -1,0 +1,28 @@
+"""Texts to numbers: reward models, counts and likelihoods, batched across requests on one device.
+
+>>> from pathlib import Path
+>>> from rewards import Sample, load_rewards
+>>> with load_rewards(Path("rewards.yaml")) as suite:  # doctest: +SKIP
+...     suite.score_sync([Sample(({"role": "user", "content": "Hi"},), "Hello!")])
+
+Importing this package loads no torch; starting a suite does, where a model needs it.
+"""
+
+from __future__ import annotations
+
+from rewards.base import Message, Sample, Value
+from rewards.errors import RewardConfigError, RewardError, RewardModelError, ScoringError
+from rewards.registry import load_rewards
+from rewards.suite import RewardSuite
+
+__all__ = [
+    "Message",
+    "RewardConfigError",
+    "RewardError",
+    "RewardModelError",
+    "RewardSuite",
+    "Sample",
+    "ScoringError",
+    "Value",
+    "load_rewards",
+]

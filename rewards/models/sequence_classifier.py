@@ -1,0 +1,290 @@
+"""Reward models that are transformers sequence classifiers, encoders and causal ones alike."""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+from torch import nn
+from typing_extensions import override
+
+from rewards.base import BatchedScorer, FloatArray, Message, Rendered, Sample, Tokens
+from rewards.batch import pad
+from rewards.config import ChatInput, PairInput, SequenceClassifierConfig
+from rewards.errors import RewardModelError
+from rewards.identity import hash_folder
+from rewards.models.device import resolve_dtype
+from rewards.models.encoding import Encoder
+from rewards.models.readout import Readout
+from rewards.templates import parse
+
+# Some configurations promise 131,072 positions; nobody means to pay for that on every answer.
+_DEFAULT_MAX_LENGTH = 2048
+
+_CHECK_PROMPT = "What is the capital of France, and what is it known for?"
+_CHECK_ANSWERS = (
+    "Paris.",
+    "The capital of France is Paris, known for its museums, its bridges and its bread.",
+    "I do not know. " * 12,
+)
+
+
+class SequenceClassifier(BatchedScorer):
+    """One transformers sequence classifier and one way to read its logits.
+
+    Parameters
+    ----------
+    name, values
+        As for every scorer.
+    config : SequenceClassifierConfig
+    source : Path or str
+        Model folder, or hub name.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        values: Sequence[str],
+        config: SequenceClassifierConfig,
+        source: Path | str,
+    ) -> None:
+        super().__init__(name, values)
+        self._config = config
+        self._source = source
+        self._weights = ""
+
+    @override
+    def identity(self) -> dict[str, object]:
+        settings = self._config.model_dump(include={"kind", "dtype", "input", "output"})
+        return {**settings, "max_length": self.max_length, "weights": self._weights}
+
+    @override
+    def load(self, device: str) -> None:
+        source = self._source
+        if isinstance(source, Path):
+            if not (source / "config.json").is_file():
+                missing = "it holds no config.json" if source.is_dir() else "no such folder"
+                raise self._error(f"{missing}; put a transformers model there or correct the path")
+            self._weights = hash_folder(source)
+        try:
+            self._load(device)
+        except RewardModelError:
+            raise
+        except Exception as error:
+            raise self._error(self._explain(error)) from error
+        self._check()
+
+    @override
+    def render(self, sample: Sample) -> Rendered:
+        config = self._config.input
+        if isinstance(config, ChatInput):
+            return self._render_chat(sample, drops_system=config.system == "drop")
+        if isinstance(config, PairInput):
+            text, start, end = self._templates[1].render(sample)
+            return Rendered(text, start, end, first=self._templates[0].render(sample)[0])
+        return Rendered(*self._templates[0].render(sample))
+
+    @override
+    def encode(self, rendered: Sequence[Rendered]) -> list[Tokens]:
+        return self._encoder(rendered)
+
+    @override
+    def forward(self, batch: Sequence[Tokens]) -> FloatArray:
+        ids, mask, type_ids = pad(batch, self._choose_pad_id(batch))
+        inputs = {"input_ids": ids, "attention_mask": mask}
+        if self._reads_type_ids:
+            inputs["token_type_ids"] = type_ids
+        with torch.inference_mode():
+            tensors = {
+                key: torch.from_numpy(array).to(self._device) for key, array in inputs.items()
+            }
+            scores = self._readout(self._model(**tensors).logits.float())
+            return np.asarray(scores.cpu().numpy(), dtype=np.float64)
+
+    def _load(self, device: str) -> None:
+        config = self._config
+        options: dict[str, Any] = {"trust_remote_code": config.trust_remote_code}
+        if isinstance(self._source, Path):
+            options["local_files_only"] = True
+        elif config.revision is not None:
+            options["revision"] = config.revision
+        with _quietly():
+            tokenizer = transformers.AutoTokenizer.from_pretrained(self._source, **options)
+            model, info = transformers.AutoModelForSequenceClassification.from_pretrained(
+                self._source,
+                dtype=resolve_dtype(config.dtype, device),
+                use_safetensors=None if config.allow_pickle else True,
+                output_loading_info=True,
+                **options,
+            )
+        if info["missing_keys"]:
+            # transformers fills what is missing with random numbers and goes on.
+            names = ", ".join(sorted(info["missing_keys"])[:4])
+            raise self._error(
+                f"the weights lack {names}, so its scores would be random. A plain language model "
+                "or encoder has no reward head; use a model trained as a sequence classifier"
+            )
+        if not self._weights:
+            self._weights = f"{self._source}@{getattr(model.config, '_commit_hash', None)}"
+        self._device = device
+        self._model = model.eval().to(device)
+        self._prepare_model(tokenizer)
+        self._prepare_text(tokenizer)
+
+    def _prepare_model(self, tokenizer: Any) -> None:
+        model = self._model
+        text_config = model.config.get_text_config()
+        text_config.use_cache = False  # nothing is generated: no key-value cache
+        head = getattr(model, "score", None)
+        # Causal classifiers find the token to read by searching for padding; see _choose_pad_id.
+        self._searches_padding = isinstance(head, nn.Linear)
+        if isinstance(head, nn.Linear) and head.weight.dtype != torch.float32:
+            # A bfloat16 score of 20 comes in steps of 0.125, and candidates would tie.
+            head.float().register_forward_pre_hook(lambda _, args: (args[0].float(),))
+        pad_id = tokenizer.pad_token_id
+        if pad_id is None:
+            pad_id = text_config.pad_token_id
+        if pad_id is None and not self._searches_padding:
+            raise self._error("neither tokenizer nor config.json names a padding token; add one")
+        self._pad_id: int = 0 if pad_id is None else int(pad_id)
+        self._reads_type_ids = (
+            "token_type_ids" in tokenizer.model_input_names
+            and "token_type_ids" in inspect.signature(model.forward).parameters
+            and getattr(text_config, "type_vocab_size", 0) > 1
+        )
+        try:
+            self._readout = Readout(self._config.output, model.config.id2label)
+        except ValueError as error:
+            raise self._error(str(error)) from None
+
+    def _prepare_text(self, tokenizer: Any) -> None:
+        if not tokenizer.is_fast:
+            raise self._error("its tokenizer has no fast version; save it with a tokenizer.json")
+        config = self._config
+        limit = _n_positions(self._model)
+        if config.max_length is not None and limit is not None and config.max_length > limit:
+            raise self._error(f"max_length {config.max_length} is more than the {limit} it reads")
+        limits = [_DEFAULT_MAX_LENGTH, tokenizer.model_max_length, limit or _DEFAULT_MAX_LENGTH]
+        self.max_length = config.max_length or min(limits)
+        is_chat = isinstance(config.input, ChatInput)
+        if is_chat and not tokenizer.chat_template:
+            raise self._error("it has no chat template; use the view pair or text for its input")
+        specials = (tokenizer.bos_token_id, tokenizer.eos_token_id, self._pad_id)
+        self._encoder = Encoder(
+            tokenizer.backend_tokenizer,
+            self.max_length,
+            adds_special_tokens=not is_chat,
+            start_id=tokenizer.bos_token_id,
+            empty_id=next(token for token in specials if token is not None),
+        )
+        self._tokenizer = tokenizer
+        view = config.input
+        if isinstance(view, PairInput):
+            self._templates = [parse(view.a), parse(view.b)]
+        elif not isinstance(view, ChatInput):
+            self._templates = [parse(view.text)]
+
+    def _render_chat(self, sample: Sample, *, drops_system: bool) -> Rendered:
+        dialogue = [
+            message
+            for message in sample.messages
+            if not (drops_system and message["role"] == "system")
+        ]
+        answer = Message(role="assistant", content=sample.answer)
+        text = str(self._tokenizer.apply_chat_template([*dialogue, answer], tokenize=False))
+        # Templates may strip the answer; one that changes it more leaves all of it cuttable.
+        core = sample.answer.strip()
+        start = text.rfind(core) if core else len(text)
+        return Rendered(text, max(start, 0), start + len(core) if start >= 0 else len(text))
+
+    def _choose_pad_id(self, batch: Sequence[Tokens]) -> int:
+        """Return the id to pad this batch with.
+
+        Causal classifiers read the last token that is not ``config.pad_token_id``. Where padding
+        is also the end token they skip the real end, and score another position without a
+        warning; where none is set they refuse batches. So padding is, per batch, an id that ends
+        no input of it: then the search finds the last real token.
+        """
+        if not self._searches_padding:
+            return self._pad_id
+        last = {tokens.ids[-1] for tokens in batch}
+        candidates = (self._pad_id, *range(len(last) + 1))
+        pad_id: int = next(candidate for candidate in candidates if candidate not in last)
+        self._model.config.pad_token_id = pad_id
+        self._model.config.get_text_config().pad_token_id = pad_id
+        return pad_id
+
+    def _check(self) -> None:
+        """Refuse a model whose score of a text depends on what it is batched with."""
+        samples = [
+            Sample((Message(role="user", content=_CHECK_PROMPT),), answer)
+            for answer in _CHECK_ANSWERS
+        ]
+        try:
+            inputs = self.encode([self.render(sample) for sample in samples])
+            together = self.forward(inputs)
+            alone = np.concatenate([self.forward([tokens]) for tokens in inputs])
+        except Exception as error:
+            raise self._error(f"a trial run failed: {type(error).__name__}: {error}") from error
+        if not (np.isfinite(together).all() and np.isfinite(alone).all()):
+            raise self._error(
+                "it gives scores that are not finite; its weights are damaged, or "
+                "overflow in this dtype (try dtype: float32)"
+            )
+        rtol = 1e-3 if next(self._model.parameters()).dtype == torch.float32 else 5e-2
+        gap = np.abs(together - alone) / (1.0 + np.abs(alone))
+        if gap.max() > rtol:
+            raise self._error(
+                f"a text scores {gap.max():.2g} differently alone than padded in a batch (limit "
+                f"{rtol:g}); this architecture mishandles padding and cannot be batched here"
+            )
+
+    def _explain(self, error: Exception) -> str:
+        text = f"{type(error).__name__}: {error}"
+        if "trust_remote_code" in text:
+            return "it comes with its own code; read it, then set trust_remote_code: true"
+        if isinstance(self._source, Path):
+            return (
+                f"it cannot be loaded ({text}); it needs config.json, tokenizer files and complete "
+                "safetensors weights (allow_pickle: true accepts older weight files)"
+            )
+        return (
+            f"there is no such folder beside the rewards file, and it cannot be fetched from the "
+            f"hub ({text}); correct the name, or download it and give the folder"
+        )
+
+    def _error(self, problem: str) -> RewardModelError:
+        return RewardModelError(self.name, self.values, str(self._source), problem)
+
+
+def _n_positions(model: Any) -> int | None:
+    """Return the longest input that the model has positions for; None when it is not limited."""
+    limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    if not isinstance(limit, int) or limit <= 0:
+        return None
+    embeddings = getattr(getattr(model.base_model, "embeddings", None), "position_embeddings", None)
+    offset = getattr(embeddings, "padding_idx", None)
+    # RoBERTa and its kin count positions from behind the padding index: two fewer than declared.
+    return limit if not isinstance(offset, int) else limit - offset - 1
+
+
+@contextlib.contextmanager
+def _quietly() -> Iterator[None]:
+    """Keep progress bars off standard error; what they report is checked and raised instead."""
+    logging = transformers.utils.logging
+    was_enabled = logging.is_progress_bar_enabled()
+    verbosity = logging.get_verbosity()
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if was_enabled:
+            logging.enable_progress_bar()

@@ -1,0 +1,102 @@
+"""From a rewards file to a suite. Importing this loads no model code; starting the suite does."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from rewards.base import Scorer, Value
+from rewards.config import LexicalConfig, SamplerLogprobConfig, ScorerConfig
+from rewards.config_file import config_error, read_config
+from rewards.suite import RewardSuite
+
+
+def load_rewards(
+    path: Path,
+    *,
+    device: str = "auto",
+    max_batch_tokens: int | None = None,
+    cache_entries: int = 65536,
+    torch_threads: int | None = None,
+) -> RewardSuite:
+    """Return the suite that a rewards file describes; its models are loaded by ``start``.
+
+    Parameters
+    ----------
+    path : Path
+        YAML file; see `rewards.config` for its fields. Relative model folders start from its own.
+    device : str
+        ``auto`` (the first GPU, else the CPU), ``cpu``, ``cuda`` or ``cuda:N``.
+    max_batch_tokens : int or None
+        Bound on a batch, in padded tokens; None suits the device.
+    cache_entries : int
+        Scores remembered, about 200 bytes each; 0 turns the memory off.
+    torch_threads : int or None
+        Threads of one forward pass on a CPU, process-wide; None leaves torch's setting alone.
+
+    Raises
+    ------
+    RewardConfigError
+        When the file cannot be read or is wrong; the message names line, field and remedy.
+    """
+    path = Path(path)
+    config, lines = read_config(path)
+    fed: dict[str, list[str]] = {}
+    for name, value in config.values.items():
+        fed.setdefault(value.scorer, []).append(name)
+
+    def build() -> list[Scorer]:
+        # Scorers that feed nothing are not built: a model in memory that nobody reads.
+        return [
+            build_scorer(scorer, values, config.scorers[scorer], path.parent)
+            for scorer, values in fed.items()
+        ]
+
+    return RewardSuite(
+        values=[
+            Value(name, value.description, value.unit) for name, value in config.values.items()
+        ],
+        scorer_of={name: value.scorer for name, value in config.values.items()},
+        build=build,
+        refuse=lambda field, problem: config_error(path, lines, field, problem),
+        device=device,
+        max_batch_tokens=max_batch_tokens,
+        cache_entries=cache_entries,
+        torch_threads=torch_threads,
+    )
+
+
+def build_scorer(name: str, values: Sequence[str], config: ScorerConfig, folder: Path) -> Scorer:
+    """Return the scorer of a configuration, not loaded yet; imports what it needs.
+
+    Parameters
+    ----------
+    name : str
+    values : sequence of str
+        Values that it feeds.
+    config : ScorerConfig
+    folder : Path
+        Where relative model folders start.
+    """
+    if isinstance(config, LexicalConfig):
+        from rewards.models.lexical import LexicalScorer
+
+        return LexicalScorer(name, values, config)
+    if isinstance(config, SamplerLogprobConfig):
+        from rewards.models.likelihood import SamplerLogprobScorer
+
+        return SamplerLogprobScorer(name, values, config)
+    from rewards.models.sequence_classifier import SequenceClassifier
+
+    return SequenceClassifier(name, values, config, find_model(config.model, folder))
+
+
+def find_model(model: str, folder: Path) -> Path | str:
+    """Return the folder that a model name means, or the name itself when it is one of the hub.
+
+    Whatever is no folder, and could be a hub name, is taken for one: ``owner/name``.
+    """
+    local = folder / Path(model).expanduser()
+    if local.is_dir() or model.startswith((".", "/", "~")) or model.count("/") > 1:
+        return local
+    return model

@@ -1,0 +1,239 @@
+"""All rewards of a server: samples in, a matrix of numbers out."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import hashlib
+from collections.abc import Callable, Collection, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Self
+
+import numpy as np
+
+from rewards.base import BatchedScorer, DirectScorer, FloatArray, Sample, Scorer, Value
+from rewards.batcher import Batcher, Work
+from rewards.cache import ScoreCache
+from rewards.config_file import FieldPath, suggest
+from rewards.errors import RewardConfigError, RewardError, ScoringError
+from rewards.health import ScorerHealth
+from rewards.identity import hash_json
+
+_CLOSE_TIMEOUT_S = 10.0
+
+
+class RewardSuite:
+    """The values of a rewards file and the scorers behind them. Made by `load_rewards`.
+
+    ``await start()``, ``await score(...)`` from one event loop as often and as concurrently as
+    needed, ``await close()``; or ``async with``. Without asyncio: ``with`` and `score_sync`.
+
+    Attributes
+    ----------
+    values : tuple of Value
+        In the order of the file, which is the order of the columns everywhere.
+    names : tuple of str
+        Their names.
+    """
+
+    def __init__(
+        self,
+        *,
+        values: Sequence[Value],
+        scorer_of: Mapping[str, str],
+        build: Callable[[], list[Scorer]],
+        refuse: Callable[[FieldPath, str], RewardConfigError],
+        device: str,
+        max_batch_tokens: int | None,
+        cache_entries: int,
+        torch_threads: int | None,
+    ) -> None:
+        self.values = tuple(values)
+        self.names = tuple(value.name for value in self.values)
+        self._scorer_of = dict(scorer_of)
+        self._build = build
+        self._refuse = refuse
+        self._device = device
+        self._max_batch_tokens = max_batch_tokens
+        self._torch_threads = torch_threads
+        self._scorers: dict[str, Scorer] = {}
+        self._fingerprint: str | None = None
+        self._health = {name: ScorerHealth() for name in dict.fromkeys(scorer_of.values())}
+        self._text_thread = ThreadPoolExecutor(1, thread_name_prefix="rewards-text")
+        self._batcher = Batcher(self._text_thread, ScoreCache(cache_entries), self._health)
+
+    @property
+    def fingerprint(self) -> str:
+        """Return a sha256 over what the numbers depend on: configuration, models, measures.
+
+        Two suites with one fingerprint give one matrix. Folders, descriptions and units do not
+        count, nor does the device. Known once started.
+        """
+        if self._fingerprint is None:
+            raise RewardError("the fingerprint is known once the suite is started; await start()")
+        return self._fingerprint
+
+    async def start(self) -> None:
+        """Load and check the models.
+
+        Raises
+        ------
+        RewardModelError
+            When a model is missing, damaged, or not the one described.
+        RewardConfigError
+            When ``max_batch_tokens`` is less than a single input may take.
+        RewardError
+            When the device cannot be used, or the suite was started before.
+        """
+        if self._scorers:
+            raise RewardError("the reward suite is started already")
+        worker = self._batcher.worker
+        worker.start()
+        try:
+            scorers, max_batch_tokens = await asyncio.wrap_future(worker.call(self._load))
+        except BaseException:
+            await self.close()
+            raise
+        worker.max_batch_tokens = max_batch_tokens
+        self._fingerprint = hash_json(
+            {
+                "values": [
+                    [name, scorers[self._scorer_of[name]].identity()] for name in self.names
+                ],
+            }
+        )
+        self._scorers = scorers
+
+    async def close(self) -> None:
+        """Fail what is in flight and end the threads; a closed suite cannot be started again."""
+        self._batcher.close()
+        self._text_thread.shutdown(wait=False, cancel_futures=True)
+        await asyncio.to_thread(self._batcher.worker.join, _CLOSE_TIMEOUT_S)
+
+    async def score(
+        self, samples: Sequence[Sample], names: Collection[str] | None = None
+    ) -> FloatArray:
+        """Return the rewards of samples, shape (n_samples, n_values).
+
+        Parameters
+        ----------
+        samples : sequence of Sample
+        names : collection of str or None
+            Values wanted, columns in the suite's order; None for all. Others cost nothing.
+
+        Raises
+        ------
+        ScoringError
+            When a sample could not be scored; names the scorer and its values.
+        RewardError
+            On an unknown value, or when the suite is not running.
+        """
+        columns = self._columns(names)
+        if not self._scorers:
+            raise RewardError("the reward suite is not started; await start() first")
+        if not (samples and columns):
+            return np.empty((len(samples), len(columns)))
+        needed = [
+            self._scorers[scorer]
+            for scorer in dict.fromkeys(self._scorer_of[name] for name in columns)
+        ]
+        loop = asyncio.get_running_loop()
+        prepare = functools.partial(self._prepare, list(samples), needed)
+        try:
+            scores, work = await loop.run_in_executor(self._text_thread, prepare)
+        except ScoringError as error:
+            self._health[error.scorer].failed(str(error))
+            raise
+        batched = await self._batcher.score(work)
+        scores.update(
+            (piece.scorer.name, column) for piece, column in zip(work, batched, strict=True)
+        )
+        return np.column_stack([scores[self._scorer_of[name]] for name in columns])
+
+    def score_sync(
+        self, samples: Sequence[Sample], names: Collection[str] | None = None
+    ) -> FloatArray:
+        """Return what `score` returns, outside of asyncio; inside ``with suite:``."""
+        return asyncio.run(self.score(samples, names))
+
+    def health(self) -> dict[str, dict[str, object]]:
+        """Return, by scorer: state (ok, failing), last error, batches, texts, duplicates, ..."""
+        return {name: health.report() for name, health in self._health.items()}
+
+    async def __aenter__(self) -> Self:
+        """Start."""
+        await self.start()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        """Close."""
+        await self.close()
+
+    def __enter__(self) -> Self:
+        """Start, outside of asyncio."""
+        asyncio.run(self.start())
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Close, outside of asyncio."""
+        asyncio.run(self.close())
+
+    def _columns(self, names: Collection[str] | None) -> list[str]:
+        if names is None:
+            return list(self.names)
+        for name in names:
+            if name not in self.names:
+                raise RewardError(f"unknown value {name!r}; {suggest(name, self.names)}")
+        return [name for name in self.names if name in names]
+
+    def _load(self) -> tuple[dict[str, Scorer], int]:
+        """Build and load the scorers, and settle the budget; on the device thread."""
+        scorers = self._build()
+        batched = [scorer for scorer in scorers if isinstance(scorer, BatchedScorer)]
+        device, max_batch_tokens = "cpu", self._max_batch_tokens or 1
+        if batched:
+            # Only now: it imports torch, which a suite without models does not need.
+            from rewards.models import device as devices
+
+            if self._torch_threads is not None:
+                devices.set_threads(self._torch_threads)
+            device = devices.resolve_device(self._device)
+        for scorer in scorers:
+            scorer.load(device)
+        if batched:
+            longest = max(batched, key=lambda scorer: scorer.max_length)
+            if self._max_batch_tokens is None:
+                max_batch_tokens = max(devices.default_batch_tokens(device), longest.max_length)
+            elif self._max_batch_tokens < longest.max_length:
+                raise self._refuse(
+                    ("scorers", longest.name, "max_length"),
+                    f"inputs of up to {longest.max_length} tokens do not fit into batches of "
+                    f"max_batch_tokens={self._max_batch_tokens}; raise that, or lower this",
+                )
+        return {scorer.name: scorer for scorer in scorers}, max_batch_tokens
+
+    def _prepare(
+        self, samples: list[Sample], scorers: list[Scorer]
+    ) -> tuple[dict[str, FloatArray], list[Work]]:
+        """Score directly what needs no model, and render the rest; on the text thread."""
+        scores: dict[str, FloatArray] = {}
+        work = []
+        for scorer in scorers:
+            try:
+                if isinstance(scorer, DirectScorer):
+                    scores[scorer.name] = scorer.score(samples)
+                    self._health[scorer.name].counted(len(samples))
+                elif isinstance(scorer, BatchedScorer):
+                    rendered = [scorer.render(sample) for sample in samples]
+                    work.append(Work(scorer, [_key(item) for item in rendered], rendered))
+            except ScoringError:
+                raise
+            except Exception as error:
+                problem = f"the sample cannot be prepared: {type(error).__name__}: {error}"
+                raise ScoringError(scorer.name, scorer.values, problem) from error
+        return scores, work
+
+
+def _key(rendered: object) -> bytes:
+    """Return 16 bytes that are equal for equal renderings; the texts would fill the memory."""
+    return hashlib.blake2b(repr(rendered).encode(), digest_size=16).digest()
