@@ -1,0 +1,216 @@
+"""What is achievable: how far a choice among N candidates can go, decided exactly, with proof.
+
+The levels that choices reach form the convex hull of one vertex for every way of picking a
+candidate in each group. There are far too many to list, but the best vertex for a direction is one
+argmax in each group, so a linear programme over them is solved by generating vertices as they are
+needed (Dantzig & Wolfe 1960; seen from the dual, Kelley's cutting planes on the support function
+h_N). It ends because the vertices are finitely many, and every bound on the way is a proof.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from scipy import optimize
+
+from solver.dual import ServedDual
+from solver.solution import Certificate
+
+FloatArray = npt.NDArray[np.float64]
+
+# How close the two bounds of an exact answer are brought, standardised units.
+GAP = 1e-10
+# A palette is infeasible when its margin is proven to be below minus this, standardised.
+TOLERANCE = 1e-9
+
+
+@dataclass(frozen=True, eq=False)
+class Rows:
+    """Constraints side·level >= bound on the solved values; every array has shape (n_rows,).
+
+    Attributes
+    ----------
+    column : ndarray of int
+        Which of the k solved values.
+    side : ndarray
+        +1 for a lower bound, -1 for an upper one.
+    bound : ndarray
+        Standardised, and multiplied by the side.
+    """
+
+    column: npt.NDArray[np.intp]
+    side: FloatArray
+    bound: FloatArray
+
+    @classmethod
+    def of(cls, dual: ServedDual) -> Rows:
+        """Return the rows of a palette: one a target, two for ``between``."""
+        low, high = np.flatnonzero(np.isfinite(dual.lower)), np.flatnonzero(np.isfinite(dual.upper))
+        return cls(
+            column=np.concatenate([low, high]),
+            side=np.concatenate([np.ones(len(low)), -np.ones(len(high))]),
+            bound=np.concatenate([dual.lower[low], -dual.upper[high]]),
+        )
+
+    def at(self, levels: FloatArray) -> FloatArray:
+        """Return side·level of each row; `levels` has shape (..., k)."""
+        return np.asarray(levels[..., self.column] * self.side)
+
+    def direction(self, weights: FloatArray, k: int) -> FloatArray:
+        """Return Σ weight·side per value, shape (k,): the direction that the rows' weights form."""
+        return np.bincount(self.column, weights * self.side, minlength=k).astype(np.float64)
+
+
+@dataclass(frozen=True, eq=False)
+class Reach:
+    """How far one can go along a line of row levels.
+
+    Attributes
+    ----------
+    distance : float
+        The largest z with start + z·step achievable: attained, so a lower bound.
+    bound : float
+        Proven upper bound on it; equals `distance` within `GAP` when carried to the end.
+    direction : ndarray, shape (k,)
+        The u that proves `bound`.
+    levels : ndarray, shape (k,)
+        Achievable levels at `distance`, standardised.
+    """
+
+    distance: float
+    bound: float
+    direction: FloatArray
+    levels: FloatArray
+
+
+def reach(
+    dual: ServedDual,
+    rows: Rows,
+    start: FloatArray,
+    step: FloatArray,
+    points: FloatArray,
+    *,
+    limit: float = np.inf,
+    only_sign: float | None = None,
+    max_vertices: int = 2000,
+) -> Reach:
+    """Return the largest z <= `limit` for which the row levels start + z·step are achievable.
+
+    Parameters
+    ----------
+    dual : ServedDual
+        Its groups, through `vertex`.
+    rows : Rows
+    start, step : ndarray, shape (n_rows,)
+        Row levels (side included), standardised.
+    points : ndarray, shape (n, k)
+        Some achievable levels; together they must reach `start` + z·`step` for some z.
+    limit : float
+    only_sign : float, optional
+        Stop as soon as it is proven that z is above, or below, this tolerance around 0.
+    max_vertices : int
+        Safety stop; the bounds returned are valid all the same.
+    """
+    k = len(dual.active)
+    table = rows.at(points)
+    levels = points
+    best = Reach(-np.inf, limit, np.zeros(k), points[0])
+    for _ in range(max_vertices):
+        distance, mix, weights = _master(table, start, step, limit)
+        direction = rows.direction(weights, k)
+        vertex = dual.vertex(direction)
+        per_step = float(weights @ step)
+        bound = best.bound
+        if per_step > 0:
+            bound = min(limit, (float(direction @ vertex) - float(weights @ start)) / per_step)
+        proof = direction if bound <= best.bound else best.direction
+        best = Reach(distance, min(bound, best.bound), proof, mix @ levels)
+        if best.bound - distance <= GAP or per_step <= 0:
+            break
+        if only_sign is not None and (best.bound < -only_sign or distance > only_sign):
+            break
+        row = rows.at(vertex)
+        if (np.abs(table - row).max(axis=1) < 1e-14).any():
+            break  # the master already has the best vertex: what is left of the gap is rounding
+        table = np.vstack([table, row])
+        levels = np.vstack([levels, vertex])
+    return best
+
+
+def _master(
+    table: FloatArray, start: FloatArray, step: FloatArray, limit: float
+) -> tuple[float, FloatArray, FloatArray]:
+    """Return the best z over mixtures of known points, the mixture, and the rows' dual weights."""
+    n, n_rows = table.shape
+    bounds: list[tuple[float | None, float | None]] = [(0.0, None)] * n
+    bounds.append((None, None if limit == np.inf else limit))
+    result = optimize.linprog(
+        np.append(np.zeros(n), -1.0),
+        A_ub=np.hstack([-table.T, step[:, None]]),
+        b_ub=-start,
+        A_eq=np.append(np.ones(n), 0.0)[None],
+        b_eq=[1.0],
+        bounds=bounds,
+        method="highs",
+        options={
+            "primal_feasibility_tolerance": 1e-10,
+            "dual_feasibility_tolerance": 1e-10,
+        },
+    )
+    if result.x is None:
+        # The caller's points reach the start by construction; only rounding says otherwise.
+        nearest = int((table - start).min(axis=1).argmax())
+        return 0.0, np.eye(n)[nearest], np.zeros(n_rows)
+    weights = np.maximum(0.0, -np.asarray(result.ineqlin.marginals))
+    return float(result.x[-1]), np.asarray(result.x[:-1]), weights
+
+
+def margin(dual: ServedDual, points: FloatArray, only_sign: float | None = None) -> Reach:
+    """Return by how much every target could be raised at once, standardised.
+
+    Negative: the palette is infeasible and `direction` is the certificate. Positive: strictly
+    feasible. Zero: on the boundary (always so with a ``between`` of no width).
+
+    Parameters
+    ----------
+    dual : ServedDual
+    points : ndarray, shape (n, k)
+        Some achievable levels; those of the Newton iterates start it close.
+    only_sign : float, optional
+        As in `reach`: stop once the sign is proven.
+    """
+    rows = Rows.of(dual)
+    return reach(dual, rows, rows.bound, np.ones(len(rows.bound)), points, only_sign=only_sign)
+
+
+def certificate(dual: ServedDual, direction: FloatArray, candidates: float) -> Certificate | None:
+    """Return the checked proof that `direction`, shape (k,), violates u·c <= h_N(u), or None.
+
+    Terms too small to matter are dropped first, if the proof stands without them: it is read by
+    people.
+    """
+    size = np.abs(direction).max(initial=0.0)
+    if size == 0.0:
+        return None
+    for least in (0.05, 0.01, 1e-3, 0.0):
+        short = np.where(np.abs(direction) >= least * size, direction, 0.0)
+        limit = float(short @ dual.vertex(short))
+        if dual.linear(short) > limit:
+            break
+    else:
+        return None
+    scale = dual.groups.scale[dual.active]
+    per_unit = short / scale
+    total = float(np.abs(per_unit).sum())
+    shift = float(per_unit @ dual.origin[dual.active])
+    names = [dual.constraints.values[column] for column in dual.active]
+    return Certificate(
+        direction={
+            name: float(u / total) for name, u in zip(names, per_unit, strict=True) if u != 0.0
+        },
+        asked=(dual.linear(short) + shift) / total,
+        limit=(limit + shift) / total,
+        candidates=candidates,
+    )

@@ -1,0 +1,210 @@
+"""Groups of N candidates: the samples over which the served dual takes its expectation."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from solver.errors import PilotError
+
+if TYPE_CHECKING:
+    from solver.pilot import PilotSet
+
+FloatArray = npt.NDArray[np.float64]
+IntArray = npt.NDArray[np.intp]
+
+# Numbers in one block of excesses (1 MiB): a block and its temporaries stay in the cache, and an
+# evaluation needs no more memory for a million groups than for a thousand.
+BLOCK_NUMBERS = 2**17
+# A pool is cut into groups as often as needed for this many; the cuts reuse its samples.
+LEAST_POOLED_GROUPS = 500
+
+
+@dataclass(frozen=True, eq=False)
+class Groups:
+    """Groups of candidates, standardised and laid out for the solver.
+
+    Attributes
+    ----------
+    pooled : bool
+        Whether groups mix the answers to different prompts.
+    flat : ndarray, shape (n_samples, n_values)
+        All rewards of the pilot set.
+    sample : ndarray, shape (n_groups, n_candidates)
+        Row of each candidate in the pilot set's flat rewards.
+    prompt : ndarray, shape (n_groups,)
+        Cluster for standard errors: the prompt; in a pool, where every sample is its own prompt,
+        the group itself.
+    n_independent : int
+        How many of the groups' clusters are worth an independent draw. Prompts are independent.
+        Groups cut from one pool share samples; those of one cut do not, and their number is a safe
+        count (the variance of a U-statistic of order N on n samples is at most N/n of its
+        kernel's: Hoeffding 1948).
+    base : ndarray, shape (n_values,)
+        Mean reward of the pilot set, in reward units.
+    scale : ndarray, shape (n_values,)
+        Reward units per standardised unit.
+    means : ndarray, shape (n_groups, n_values)
+        Mean of each group, in reward units.
+    blocks : tuple of ndarray, each of shape (n_values, n_candidates, n_groups of the block)
+        Standardised excess of each candidate over the mean of its group. Groups come last, so that
+        sums over candidates run along contiguous memory.
+    """
+
+    pooled: bool
+    flat: FloatArray
+    sample: npt.NDArray[np.int32]
+    prompt: IntArray
+    n_independent: int
+    base: FloatArray
+    scale: FloatArray
+    means: FloatArray
+    blocks: tuple[FloatArray, ...]
+
+    @property
+    def n_groups(self) -> int:
+        """Number of groups."""
+        return len(self.sample)
+
+    @property
+    def n_candidates(self) -> int:
+        """Candidates in each group."""
+        return int(self.sample.shape[1])
+
+    @property
+    def rewards(self) -> FloatArray:
+        """Rewards, shape (n_groups, n_candidates, n_values), gathered anew at each call."""
+        return self.flat[self.sample]
+
+    @property
+    def nbytes(self) -> int:
+        """Memory held beyond the pilot set's own rewards."""
+        blocks = sum(block.nbytes for block in self.blocks)
+        return self.sample.nbytes + self.prompt.nbytes + self.means.nbytes + blocks
+
+    def first(self, n_groups: int) -> Groups:
+        """Return the first groups, at least `n_groups` of them, as whole blocks."""
+        n_blocks = int(np.searchsorted([part.stop for part in self.slices], n_groups)) + 1
+        end = self.slices[:n_blocks][-1].stop
+        return replace(
+            self,
+            sample=self.sample[:end],
+            prompt=self.prompt[:end],
+            means=self.means[:end],
+            blocks=self.blocks[:n_blocks],
+        )
+
+    @cached_property
+    def slices(self) -> tuple[slice, ...]:
+        """The groups that each block holds."""
+        ends = np.cumsum([block.shape[2] for block in self.blocks]).tolist()
+        return tuple(slice(a, b) for a, b in zip([0, *ends], ends, strict=False))
+
+
+def draw_groups(pilot: PilotSet, n_candidates: float, groups: int | None, seed: int) -> Groups:
+    """Return groups of `n_candidates` drawn from `pilot`; see `PilotSet.groups`."""
+    size = _group_size(pilot, n_candidates)
+    if groups is not None and (isinstance(groups, bool) or groups < 1):
+        raise PilotError(f"groups: {groups!r} is not a positive number; leave it out for all data.")
+    rng = np.random.default_rng([seed, size])
+    if pilot.pooled:
+        sample, prompt = _cut_pool(pilot.n_prompts, size, n_candidates == math.inf, groups, rng)
+        n_independent = max(1, pilot.n_prompts // size)
+    else:
+        sample, prompt = _cut_prompts(pilot.n_prompts, pilot.n_candidates, size, groups, rng)
+        n_independent = min(pilot.n_prompts, len(prompt))
+    flat = pilot.rewards.reshape(-1, len(pilot.values))
+    means = np.empty((len(sample), flat.shape[1]))
+    step = max(1, BLOCK_NUMBERS // (size * flat.shape[1]))
+    blocks = []
+    for start in range(0, len(sample), step):
+        rewards = flat[sample[start : start + step]]
+        # Subtracting one candidate first makes a constant reward exactly zero, and keeps the
+        # digits of one that varies little around a large level.
+        first = rewards[:, :1].copy()
+        rewards -= first
+        mean = rewards.mean(axis=1, keepdims=True)
+        rewards -= mean
+        rewards /= pilot.scale
+        rewards[..., pilot.is_constant] = 0.0
+        means[start : start + step] = (first + mean)[:, 0]
+        blocks.append(np.ascontiguousarray(rewards.transpose(2, 1, 0)))
+    return Groups(
+        pooled=pilot.pooled,
+        flat=flat,
+        sample=sample,
+        prompt=prompt,
+        n_independent=n_independent,
+        base=pilot.base,
+        scale=pilot.scale,
+        means=means,
+        blocks=tuple(blocks),
+    )
+
+
+def _group_size(pilot: PilotSet, n_candidates: float) -> int:
+    most = pilot.n_prompts if pilot.pooled else pilot.n_candidates
+    if n_candidates == math.inf:
+        return most
+    if isinstance(n_candidates, bool) or n_candidates != int(n_candidates) or n_candidates < 1:
+        raise PilotError(f"candidates: {n_candidates!r} is not a whole number from 1 up.")
+    if n_candidates > most:
+        held = f"{most} samples" if pilot.pooled else f"{most} candidates a prompt"
+        raise PilotError(
+            f"candidates: {int(n_candidates)} asked, but the pilot set has {held}; calibrate with "
+            f"more candidates or ask for at most {most}."
+        )
+    return int(n_candidates)
+
+
+def _permuted(n_rows: int, n_columns: int, rng: np.random.Generator) -> npt.NDArray[np.int32]:
+    rows = np.broadcast_to(np.arange(n_columns, dtype=np.int32), (n_rows, n_columns))
+    return rng.permuted(rows, axis=1)
+
+
+def _cut_prompts(
+    n_prompts: int, n_samples: int, size: int, groups: int | None, rng: np.random.Generator
+) -> tuple[npt.NDArray[np.int32], IntArray]:
+    """Shuffle each prompt's candidates and cut them into groups; shuffle again for more."""
+    per_cut = n_samples // size
+    n_groups = per_cut * n_prompts if groups is None else groups
+    n_rounds = -(-n_groups // n_prompts)
+    if size == n_samples and n_rounds == 1:
+        cut = np.broadcast_to(np.arange(size, dtype=np.int32), (n_prompts, 1, size))
+    else:
+        n_cuts = -(-n_rounds // per_cut)
+        shuffled = [
+            _permuted(n_prompts, n_samples, rng)[:, : per_cut * size] for _ in range(n_cuts)
+        ]
+        cut = np.concatenate(shuffled, axis=1).reshape(n_prompts, -1, size)[:, :n_rounds]
+    prompt = np.tile(np.arange(n_prompts), n_rounds)
+    flat = cut.transpose(1, 0, 2) + (np.arange(n_prompts, dtype=np.int32) * n_samples)[:, None]
+    # Rounds come first: a first part of the groups is spread over all prompts, and the last,
+    # incomplete round takes prompts at random.
+    keep = np.arange(len(prompt))
+    if n_groups < len(prompt):
+        last = (n_rounds - 1) * n_prompts
+        keep[last:] = last + rng.permutation(n_prompts)
+        keep = keep[:n_groups]
+    return flat.reshape(-1, size)[keep], prompt[keep]
+
+
+def _cut_pool(
+    n_samples: int, size: int, whole: bool, groups: int | None, rng: np.random.Generator
+) -> tuple[npt.NDArray[np.int32], IntArray]:
+    """Shuffle the pool and cut it into groups, as often as needed."""
+    if whole:
+        return np.arange(n_samples, dtype=np.int32)[None], np.zeros(1, dtype=np.intp)
+    per_cut = n_samples // size
+    n_groups = max(LEAST_POOLED_GROUPS, 4 * per_cut) if groups is None else groups
+    n_cuts = -(-n_groups // per_cut)
+    cuts = [
+        rng.permutation(n_samples).astype(np.int32)[: per_cut * size].reshape(-1, size)
+        for _ in range(n_cuts)
+    ]
+    return np.concatenate(cuts)[:n_groups], np.arange(n_groups)

@@ -1,0 +1,219 @@
+"""Projected Newton on the served dual: the iteration, and nothing about what it is used for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from solver.dual import Evaluation, ServedDual
+
+FloatArray = npt.NDArray[np.float64]
+BoolArray = npt.NDArray[np.bool_]
+
+# What "converged" means, standardised units; the iteration aims a digit further, which Newton
+# reaches in the same step nearly always.
+KKT_TOLERANCE: Final = 1e-8
+_AIM: Final = 1e-9
+# A direction violates h_N(u) >= u·c when it does by more than rounding, per unit of |u|_1.
+CERTIFICATE_TOLERANCE: Final = 1e-9
+
+End = Literal["converged", "certified", "stalled", "step_limit", "not_finite"]
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """Where the iteration ended.
+
+    Attributes
+    ----------
+    end : str
+        ``converged``: KKT residual <= 1e-8. ``certified``: `multipliers` is a direction that
+        proves the palette out of reach. ``stalled``: no step improves the dual, which proves
+        nothing. ``step_limit`` and ``not_finite`` as they say.
+    multipliers : ndarray, shape (k,)
+        Standardised.
+    evaluation : Evaluation
+        There.
+    residual : float
+        KKT residual, standardised.
+    iterations : int
+        Newton steps taken.
+    """
+
+    end: End
+    multipliers: FloatArray
+    evaluation: Evaluation
+    residual: float
+    iterations: int
+
+
+def maximise(dual: ServedDual, start: FloatArray, max_iterations: int) -> Outcome:
+    """Return the end of the iteration from `start`, shape (k,), standardised.
+
+    Notes
+    -----
+    Each step solves the quadratic model on the sign constraints exactly, so the direction is an
+    ascent direction and the segment towards it stays feasible; then it backtracks (Armijo). The
+    maximum over candidates that log-sum-exp needs anyway is the support function at λ, so every
+    iterate is tested as a certificate for free.
+    """
+    sign = np.sign(start)
+    wrong = ((sign > 0) & (dual.lower == -np.inf)) | ((sign < 0) & (dual.upper == np.inf))
+    point = np.where(wrong, 0.0, start)
+    here = dual(point)
+    if not here.is_finite and point.any():
+        point = np.zeros_like(point)
+        here = dual(point)
+    residual = kkt_residual(dual, point, here)
+    for iteration in range(max_iterations + 1):
+        if not here.is_finite:
+            return Outcome("not_finite", point, here, np.inf, iteration)
+        if residual <= _AIM:
+            return Outcome("converged", point, here, residual, iteration)
+        if is_certificate(dual, point, here):
+            return Outcome("certified", point, here, residual, iteration)
+        if iteration == max_iterations:
+            break
+        step = _search(dual, point, here, residual)
+        if step is None:
+            end: End = "converged" if residual <= KKT_TOLERANCE else "stalled"
+            return Outcome(end, point, here, residual, iteration)
+        point, here, residual = step
+    end = "converged" if residual <= KKT_TOLERANCE else "step_limit"
+    return Outcome(end, point, here, residual, max_iterations)
+
+
+def kkt_residual(dual: ServedDual, point: FloatArray, here: Evaluation) -> float:
+    """Return the largest violation of the optimality conditions, standardised.
+
+    Where λ_i is not 0 its constraint must be tight, or λ_i itself be that close to 0; where it is
+    0 the level must be inside its interval (the natural residual of a complementarity problem).
+    """
+    if not len(point):
+        return 0.0
+    levels = here.levels + dual.ridge * point
+    below, above = dual.lower - levels, levels - dual.upper
+    # Slack counts only as far as λ: complementarity asks that one of the two vanishes.
+    tight_low = np.where(below >= 0, below, np.minimum(-below, point))
+    tight_high = np.where(above >= 0, above, np.minimum(-above, -point))
+    violation = np.where(
+        point > 0, tight_low, np.where(point < 0, tight_high, np.maximum(below, above))
+    )
+    pinned = dual.lower == dual.upper
+    violation = np.where(pinned, np.abs(below), violation)
+    return float(max(0.0, violation.max()))
+
+
+def is_certificate(dual: ServedDual, point: FloatArray, here: Evaluation) -> bool:
+    """Return whether the direction λ proves that no choice reaches the palette (DESIGN.md 2.4)."""
+    if dual.ridge > 0.0:
+        return False
+    size = float(np.abs(point).sum())
+    rounding = 1e-13 * (abs(here.support) + abs(dual.linear(point)))
+    return dual.linear(point) - here.support > CERTIFICATE_TOLERANCE * size + rounding
+
+
+def _search(
+    dual: ServedDual, point: FloatArray, here: Evaluation, residual: float
+) -> tuple[FloatArray, Evaluation, float] | None:
+    direction, sign = _newton_direction(dual, point, here)
+    gradient = np.where(sign >= 0, dual.lower, dual.upper)
+    gradient = np.where(sign == 0, 0.0, gradient - here.levels - dual.ridge * point)
+    slope = float(gradient @ direction)
+    if not slope > 0.0:
+        return None
+    noise = 1e-13 * (1.0 + abs(here.value))
+    step = 1.0
+    for _ in range(40):
+        trial = point + step * direction
+        # The segment is feasible; only rounding can cross zero, and must not.
+        trial = np.where((trial * sign < 0) & (dual.lower != dual.upper), 0.0, trial)
+        there = dual(trial)
+        if there.is_finite:
+            left = kkt_residual(dual, trial, there)
+            if there.value >= here.value + 1e-4 * step * slope:
+                return trial, there, left
+            # Close to the solution the gain drowns in rounding; the residual still tells.
+            if step * slope < noise and left < 0.5 * residual:
+                return trial, there, left
+        step *= 0.5
+    return None
+
+
+def _newton_direction(
+    dual: ServedDual, point: FloatArray, here: Evaluation
+) -> tuple[FloatArray, npt.NDArray[np.float64]]:
+    """Return the step to the model's maximiser, and the side of 0 each λ_i may be on in it.
+
+    A side of 0 (``between`` at rest inside its interval) keeps λ_i at 0 in this step.
+    """
+    below, above = here.levels < dual.lower, here.levels > dual.upper
+    side = np.where(point != 0, np.sign(point), np.where(below, 1.0, np.where(above, -1.0, 0.0)))
+    side = np.where(dual.upper == np.inf, 1.0, np.where(dual.lower == -np.inf, -1.0, side))
+    pinned = dual.lower == dual.upper
+    side = np.where(pinned, 1.0, side)
+    use = np.flatnonzero(side)
+    bound = np.where(side > 0, dual.lower, dual.upper)[use]
+    hessian = here.hessian[np.ix_(use, use)] + dual.ridge * np.eye(len(use))
+    # Collinear values leave directions without curvature. This much keeps the system solvable and
+    # is far below what the residual can see; the steps it makes too long are cut below.
+    hessian[np.diag_indices(len(use))] += 1e-13 * max(hessian.diagonal().max(initial=0.0), 1e-12)
+    gradient = bound - here.levels[use] - dual.ridge * point[use]
+    flip = side[use]
+    matrix = hessian * flip * flip[:, None]
+    target = complementary(
+        matrix, flip * (gradient + hessian @ point[use]), pinned[use], flip * point[use] > 0
+    )
+    direction = np.zeros_like(point)
+    direction[use] = flip * target - point[use]
+    longest = np.abs(direction).max(initial=0.0)
+    limit = 10.0 + 2.0 * np.abs(point).max(initial=0.0)
+    if longest > limit:
+        direction *= limit / longest
+    return direction, np.where(pinned, 1.0, side)
+
+
+def complementary(
+    matrix: FloatArray, linear: FloatArray, unsigned: BoolArray, guess: BoolArray
+) -> FloatArray:
+    """Return the maximiser of linear·y − y·matrix·y/2 over y >= 0, shape (k,).
+
+    Parameters
+    ----------
+    matrix : ndarray, shape (k, k)
+        Positive definite.
+    linear : ndarray, shape (k,)
+    unsigned : ndarray of bool, shape (k,)
+        Components that may be negative.
+    guess : ndarray of bool, shape (k,)
+        Components thought to be positive.
+
+    Notes
+    -----
+    Block principal pivoting with a single-index fallback, which ends for positive definite
+    matrices: Júdice & Pires, Comput. Oper. Res. 21 (1994) 587–596.
+    """
+    k = len(linear)
+    free = guess | unsigned | (linear > 0)
+    fewest, patience = k + 1, 3
+    y = np.zeros(k)
+    for _ in range(10 * k + 10):
+        inside = np.flatnonzero(free)
+        y = np.zeros(k)
+        y[inside] = np.linalg.solve(matrix[np.ix_(inside, inside)], linear[inside])
+        pull = linear - matrix @ y
+        tiny = 1e-14 * np.abs(linear).max(initial=0.0)
+        bad = np.flatnonzero(np.where(free, (y < 0) & ~unsigned, pull > tiny))
+        if not len(bad):
+            break
+        if len(bad) < fewest:
+            fewest, patience = len(bad), 3
+        elif patience:
+            patience -= 1
+        else:
+            bad = bad[-1:]
+        free[bad] = ~free[bad]
+    return np.where(unsigned, y, np.maximum(y, 0.0))

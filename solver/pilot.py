@@ -1,0 +1,284 @@
+"""The pilot set: what the base model says to typical prompts, as rewards."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import threading
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from solver import pilot_files
+from solver.errors import PilotError
+from solver.groups import Groups, draw_groups
+from solver.targets import LARGEST
+
+FloatArray = npt.NDArray[np.float64]
+
+# Groups kept for the next solve with the same N: at most this many sets, and this many bytes.
+KEPT_GROUPS = 8
+KEPT_GROUPS_BYTES = 256 * 2**20
+
+
+class PilotSet:
+    """Rewards of base-model answers, on which palettes are solved.
+
+    Parameters
+    ----------
+    rewards : array_like, shape (n_prompts, n_candidates, n_values)
+        Rewards of several answers to each prompt. With ``pooled=True``, shape
+        (n_samples, n_values): one answer a prompt, and groups are then drawn from the pool (the
+        paper's format; it lets a palette be met by preferring prompts, DESIGN.md 2.2).
+    values : sequence of str
+        Name of each value, in the order of the last axis.
+    pooled : bool
+        Whether there is one answer a prompt.
+    metadata : mapping, optional
+        JSON-able notes kept with the file: model, sampling settings, date.
+
+    Raises
+    ------
+    PilotError
+        The rewards are empty, not finite, beyond ±1e100, or do not match the names.
+
+    Notes
+    -----
+    The samples are the population everywhere in this package: standard deviations divide by the
+    number of samples, quantiles interpolate between them, so that stacking a pilot set on itself
+    changes nothing. Arrays are read-only; an instance is safe to share between threads.
+    """
+
+    def __init__(
+        self,
+        rewards: npt.ArrayLike,
+        values: Sequence[str],
+        *,
+        pooled: bool = False,
+        metadata: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.values = _checked_names(values)
+        array = _checked_rewards(rewards, self.values, pooled)
+        array.setflags(write=False)
+        self.rewards: FloatArray = array
+        self.pooled = bool(pooled)
+        self.metadata: dict[str, Any] = dict(metadata or {})
+        self._groups: OrderedDict[tuple[float, int | None, int], Groups] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def __repr__(self) -> str:
+        shape = " x ".join(map(str, self.rewards.shape))
+        return f"PilotSet({shape}, values={self.values}, pooled={self.pooled})"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle the rewards alone; everything else is recomputed where it lands."""
+        return _rebuild, (np.array(self.rewards), self.values, self.pooled, self.metadata)
+
+    @property
+    def n_prompts(self) -> int:
+        """Number of prompts; of samples in a pool."""
+        return len(self.rewards)
+
+    @property
+    def n_candidates(self) -> int:
+        """Answers to each prompt; 1 in a pool."""
+        return 1 if self.pooled else int(self.rewards.shape[1])
+
+    @property
+    def n_values(self) -> int:
+        """Number of values."""
+        return len(self.values)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256, in hex, of the rewards, the names and their arrangement."""
+        head = json.dumps([list(self.rewards.shape), list(self.values), self.pooled])
+        digest = hashlib.sha256(head.encode())
+        digest.update(self.rewards.astype("<f8", copy=False).tobytes())
+        return digest.hexdigest()
+
+    @cached_property
+    def base(self) -> FloatArray:
+        """Mean reward of the base model, shape (n_values,), reward units."""
+        flat = self.rewards.reshape(-1, self.n_values)
+        return np.asarray(flat[0] + (flat - flat[0]).mean(axis=0))
+
+    @cached_property
+    def _covariance(self) -> FloatArray:
+        """Mean covariance within a prompt (of the pool, when pooled), shape (m, m)."""
+        spread = self.rewards[None] if self.pooled else self.rewards
+        spread = spread - spread[:, :1]
+        spread -= spread.mean(axis=1, keepdims=True)
+        flat = spread.reshape(-1, self.n_values)
+        return np.asarray(flat.T @ flat / len(flat))
+
+    @cached_property
+    def within_std(self) -> FloatArray:
+        """Root of the mean variance within a prompt, shape (n_values,), reward units."""
+        return np.sqrt(np.diag(self._covariance))
+
+    @cached_property
+    def is_constant(self) -> npt.NDArray[np.bool_]:
+        """Values that no choice among answers to one prompt can change, shape (n_values,)."""
+        largest = np.abs(self.rewards).max(axis=tuple(range(self.rewards.ndim - 1)))
+        return np.asarray(self.within_std <= 1e-14 * largest)
+
+    @cached_property
+    def scale(self) -> FloatArray:
+        """Reward units per standardised unit, shape (n_values,)."""
+        return np.where(self.is_constant, np.maximum(1.0, np.abs(self.base)), self.within_std)
+
+    @cached_property
+    def correlation(self) -> FloatArray:
+        """Correlation within a prompt, shape (n_values, n_values); 0 with a constant value."""
+        scale = np.where(self.is_constant, np.inf, self.within_std)
+        correlation = self._covariance / scale / scale[:, None]
+        np.fill_diagonal(correlation, 1.0)
+        return correlation
+
+    @cached_property
+    def _mean_order_statistics(self) -> FloatArray:
+        """Mean over prompts of the k-th smallest reward, shape (n_candidates, n_values)."""
+        if self.pooled:
+            return np.sort(self.rewards, axis=0)
+        return np.asarray(np.sort(self.rewards, axis=1).mean(axis=0))
+
+    @cached_property
+    def _sorted_pool(self) -> FloatArray:
+        return np.sort(self.rewards.reshape(-1, self.n_values), axis=0)
+
+    def quantile(self, q: float) -> FloatArray:
+        """Return the mean over prompts of the q-quantile within a prompt, shape (n_values,).
+
+        A quantile interpolates linearly between order statistics, so the mean over prompts is
+        that interpolation between their means. In a pool it is the quantile of the pool.
+        """
+        return _interpolate(self._mean_order_statistics, q)
+
+    def traffic_quantile(self, q: float) -> FloatArray:
+        """Return the q-quantile over all prompts and answers together, shape (n_values,)."""
+        return _interpolate(self._sorted_pool, q)
+
+    def groups(self, n_candidates: float, *, groups: int | None = None, seed: int = 0) -> Groups:
+        """Return groups of `n_candidates` answers to the same prompt.
+
+        Parameters
+        ----------
+        n_candidates : int or math.inf
+            Candidates in a group, N. Infinity takes all of a prompt's answers as one group, the
+            plug-in for N → ∞; in a pool the whole pool is the single group, which is the paper's
+            pooled dual.
+        groups : int, optional
+            How many. By default each prompt's answers are shuffled and cut into disjoint groups,
+            so that all data count once; a larger number shuffles and cuts again (an incomplete
+            U-statistic), a smaller one is spread evenly over the prompts. A pool is shuffled and
+            cut four times, and oftener when that makes fewer than 500 groups.
+        seed : int
+            Of the shuffles; the same groups come back for the same seed.
+
+        Raises
+        ------
+        PilotError
+            There are fewer than N answers, or N is not a whole number from 1 up.
+        """
+        key = (n_candidates, groups, seed)
+        with self._lock:
+            if key in self._groups:
+                self._groups.move_to_end(key)
+                return self._groups[key]
+        drawn = draw_groups(self, n_candidates, groups, seed)
+        with self._lock:
+            self._groups[key] = drawn
+            held = sum(kept.nbytes for kept in self._groups.values())
+            while self._groups and (len(self._groups) > KEPT_GROUPS or held > KEPT_GROUPS_BYTES):
+                _, dropped = self._groups.popitem(last=False)
+                held -= dropped.nbytes
+        return drawn
+
+    def save(self, path: str | Path) -> None:
+        """Write a calibration file, whole or not at all; see `pilot_files.save`."""
+        pilot_files.save(
+            Path(path), self.rewards, self.values, self.pooled, self.metadata, self.fingerprint
+        )
+
+    @classmethod
+    def load(cls, path: str | Path) -> PilotSet:
+        """Return the pilot set in a file of any of the three formats; see `pilot_files.load`.
+
+        Raises
+        ------
+        PilotError
+            The file is missing, damaged, or holds something else; the message names the line.
+        """
+        content = pilot_files.load(Path(path))
+        try:
+            pilot = cls(
+                content.rewards, content.values, pooled=content.pooled, metadata=content.metadata
+            )
+        except PilotError as error:
+            raise PilotError(f"{path}: {error}") from error
+        if content.fingerprint is not None and content.fingerprint != pilot.fingerprint:
+            raise PilotError(
+                f"{path}: the rewards do not match the fingerprint written with them; the file was "
+                "changed or damaged. Calibrate again or restore it."
+            )
+        return pilot
+
+
+def _rebuild(
+    rewards: FloatArray, values: tuple[str, ...], pooled: bool, metadata: dict[str, Any]
+) -> PilotSet:
+    return PilotSet(rewards, values, pooled=pooled, metadata=metadata)
+
+
+def _interpolate(ordered: FloatArray, q: float) -> FloatArray:
+    if not 0.0 <= q <= 1.0:
+        raise PilotError(f"quantile: {q} is outside [0, 1].")
+    position = q * (len(ordered) - 1)
+    below = int(position)
+    above = min(below + 1, len(ordered) - 1)
+    return np.asarray(ordered[below] + (position - below) * (ordered[above] - ordered[below]))
+
+
+def _checked_names(values: Sequence[str]) -> tuple[str, ...]:
+    names = tuple(values)
+    if isinstance(values, str) or not names:
+        raise PilotError(f"values: expected the names of the rewards, got {values!r}.")
+    for name in names:
+        if not isinstance(name, str) or not name.strip():
+            raise PilotError(f"values: {name!r} is not a name.")
+        if names.count(name) > 1:
+            raise PilotError(f"values: {name!r} appears twice; rename one of them.")
+    return names
+
+
+def _checked_rewards(rewards: npt.ArrayLike, values: tuple[str, ...], pooled: bool) -> FloatArray:
+    wanted = "(n_samples, n_values)" if pooled else "(n_prompts, n_candidates, n_values)"
+    try:
+        array = np.array(rewards, dtype=np.float64, order="C")
+    except (TypeError, ValueError) as error:
+        raise PilotError(
+            f"rewards: not an array of numbers of shape {wanted} ({error}); give every prompt the "
+            "same number of answers and every answer every value."
+        ) from error
+    if array.ndim != (2 if pooled else 3) or array.shape[-1] != len(values):
+        raise PilotError(
+            f"rewards: shape {array.shape} where {wanted} with n_values = {len(values)} is needed."
+        )
+    if array.size == 0:
+        raise PilotError(f"rewards: shape {array.shape} holds nothing; give at least one answer.")
+    with np.errstate(invalid="ignore"):
+        wrong = ~(np.abs(array) <= LARGEST)
+    if wrong.any():
+        *where, column = (int(i) for i in np.argwhere(wrong)[0])
+        place = f"sample {where[0]}" if pooled else f"prompt {where[0]}, answer {where[1]}"
+        raise PilotError(
+            f"rewards: {values[column]} is {array[(*where, column)]} at {place} (counting from 0); "
+            f"every reward must be finite and within ±{LARGEST:g}. Score again or drop the prompt."
+        )
+    return array

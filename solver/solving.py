@@ -1,0 +1,226 @@
+"""The solve: one palette on one pilot set, from the constraints to a `Solution`."""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import dataclass, replace
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+from solver import feasibility
+from solver.budget import within_budget
+from solver.dual import ServedDual
+from solver.errors import PaletteError, SolverError
+from solver.newton import Outcome, maximise
+from solver.palette import Constraints, Palette
+from solver.pilot import PilotSet
+from solver.serving import serve
+from solver.solution import Certificate, Solution, Status
+
+FloatArray = npt.NDArray[np.float64]
+
+# A palette whose margin is within this of 0, standardised, is called the boundary itself.
+BOUNDARY: Final = 1e-7
+# Curvature below which a converged point may owe its small residual to saturated weights.
+_FLAT: Final = 1e-6
+# From this many groups on, a first solve on a part of them makes most steps cheap.
+_LARGE: Final = 8192
+_PART: Final = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What was decided about a palette, and where the iteration stands."""
+
+    status: Status
+    outcome: Outcome
+    certificate: Certificate | None = None
+
+
+def solve(
+    palette: Palette,
+    pilot: PilotSet,
+    candidates: float = 16,
+    *,
+    groups: int | None = None,
+    seed: int = 0,
+    warm_start: Solution | npt.ArrayLike | None = None,
+    ridge: float = 0.0,
+    max_kl: float | None = None,
+    max_iterations: int = 100,
+) -> Solution:
+    """Return the multipliers that meet `palette` as served with this many candidates.
+
+    Parameters
+    ----------
+    palette : Palette
+    pilot : PilotSet
+        For the scope "answer", the request's own candidates as its single prompt.
+    candidates : int or math.inf
+        Candidates sampled for a request, N. Infinity is MAP's own problem; on a pooled pilot set,
+        the paper's procedure solved exactly.
+    groups, seed : int, optional
+        How candidates are grouped; see `PilotSet.groups`.
+    warm_start : Solution or array_like, shape (n_values,), optional
+        Multipliers per reward unit to start from.
+    ridge : float
+        ρ: minimise KL + |slack|²/(2ρ), slack in standardised units, so that any palette has
+        finite multipliers and targets may be missed a little.
+    max_kl : float, optional
+        Budget in nats. A palette that needs more is lowered towards the base levels until it
+        fits; `Solution.fraction` says how far it got.
+    max_iterations : int
+        Newton steps in each stage.
+
+    Returns
+    -------
+    Solution
+        Also for a palette out of reach: the status and the certificate say so.
+
+    Raises
+    ------
+    PaletteError
+        An option or a target cannot be used; `UnknownValueError` for a name nobody measures.
+    PilotError
+        The pilot set has too few candidates.
+
+    Notes
+    -----
+    DESIGN.md 2.3 to 2.5. Feasibility is never concluded from an iteration that did not diverge,
+    nor infeasibility from one that did not converge: see `decide`.
+    """
+    began = time.perf_counter()
+    _check_options(ridge, max_kl, max_iterations)
+    constraints = palette.resolve(pilot)
+    drawn = pilot.groups(candidates, groups=groups, seed=seed)
+    dual = ServedDual(drawn, constraints, ridge)
+    start = _start(dual, warm_start)
+    verdict = decide(dual, start, candidates, max_iterations)
+    outcome, fraction = verdict.outcome, 1.0
+    if max_kl is not None and verdict.status in (Status.OPTIMAL, Status.BOUNDARY):
+        fraction, dual, outcome = within_budget(dual, outcome, max_kl, max_iterations)
+        if fraction < 1.0:
+            # Short of a palette that can be reached, nothing is on the boundary.
+            verdict = replace(verdict, status=Status.OPTIMAL, outcome=outcome)
+    served = serve(dual, outcome.multipliers)
+    return Solution(
+        status=verdict.status,
+        values=pilot.values,
+        targets=_targets(dual, constraints, fraction),
+        multipliers=dual.full(outcome.multipliers) / drawn.scale,
+        expected=served.expected,
+        stderr=served.stderr,
+        base=pilot.base,
+        ess=served.ess,
+        kl=served.kl,
+        candidates=candidates,
+        certificate=verdict.certificate,
+        kkt_residual=outcome.residual,
+        iterations=outcome.iterations,
+        refused=dual.refused,
+        pooled=pilot.pooled,
+        fraction=fraction,
+        limited_by="max_kl" if fraction < 1.0 else None,
+        solve_ms=1e3 * (time.perf_counter() - began),
+    )
+
+
+def decide(dual: ServedDual, start: FloatArray, candidates: float, max_iterations: int) -> Verdict:
+    """Return the status of a palette with its solution or its certificate.
+
+    Notes
+    -----
+    Three proofs end it, from the cheap to the dear. A Newton iterate is itself a certificate of
+    infeasibility; or it converges at a point with curvature, which is a solution; or else the
+    exact margin is computed from both sides. A residual can vanish because the weights saturate:
+    such a point solves the palette only in the limit, and the margin, which is then 0, says so.
+    """
+    if not dual.n_groups:
+        return Verdict(Status.INFEASIBLE, maximise(dual, 0.0 * start, 0))
+    outcome = maximise(dual, _from_part(dual, start, max_iterations), max_iterations)
+    if outcome.end == "not_finite":
+        return Verdict(Status.NOT_FINITE, outcome)
+    if outcome.end == "certified":
+        proof = feasibility.certificate(dual, outcome.multipliers, candidates)
+        if proof is not None:
+            return Verdict(Status.INFEASIBLE, outcome, proof)
+    converged = outcome.end == "converged"
+    if dual.ridge > 0.0:
+        return Verdict(Status.OPTIMAL if converged else Status.STEP_LIMIT, outcome)
+    if converged and _has_curvature(outcome):
+        return Verdict(Status.OPTIMAL, outcome)
+    points = np.stack([dual(0.0 * start).levels, outcome.evaluation.levels])
+    found = feasibility.margin(dual, points, only_sign=BOUNDARY)
+    if found.bound < -feasibility.TOLERANCE:
+        proof = feasibility.certificate(dual, found.direction, candidates)
+        return Verdict(Status.INFEASIBLE, outcome, proof)
+    pinned = bool((dual.lower == dual.upper).any())
+    if found.distance <= BOUNDARY and not (pinned and converged):
+        return Verdict(Status.BOUNDARY, outcome)
+    return Verdict(Status.OPTIMAL if converged else Status.STEP_LIMIT, outcome)
+
+
+def _has_curvature(outcome: Outcome) -> bool:
+    """Return whether the solved multipliers are held by the Hessian, not by saturated weights."""
+    held = np.flatnonzero(outcome.multipliers)
+    if not len(held):
+        return True
+    return bool(np.linalg.eigvalsh(outcome.evaluation.hessian[np.ix_(held, held)])[0] > _FLAT)
+
+
+def _from_part(dual: ServedDual, start: FloatArray, max_iterations: int) -> FloatArray:
+    """Return a start for many groups: the solution on the first thousand of them."""
+    if dual.groups.n_groups < _LARGE:
+        return start
+    part = ServedDual(dual.groups.first(_PART), dual.constraints, dual.ridge)
+    outcome = maximise(part, start, max_iterations)
+    return outcome.multipliers if outcome.end == "converged" else start
+
+
+def _start(dual: ServedDual, warm_start: Solution | npt.ArrayLike | None) -> FloatArray:
+    if warm_start is None:
+        return np.zeros(len(dual.active))
+    given = warm_start.multipliers if isinstance(warm_start, Solution) else warm_start
+    multipliers = np.asarray(given, dtype=np.float64)
+    n_values = len(dual.groups.scale)
+    if multipliers.shape != (n_values,):
+        raise SolverError(
+            f"warm_start: shape {multipliers.shape} where one multiplier for each of the "
+            f"{n_values} values is needed; start from a solution on the same pilot set."
+        )
+    standardised: FloatArray = (multipliers * dual.groups.scale)[dual.active]
+    return np.where(np.isfinite(standardised), standardised, 0.0)
+
+
+def _targets(
+    dual: ServedDual, constraints: Constraints, fraction: float
+) -> dict[str, float | tuple[float, float]]:
+    lower, upper = constraints.lower[dual.active], constraints.upper[dual.active]
+    if fraction < 1.0:
+        scale, origin = dual.groups.scale[dual.active], dual.origin[dual.active]
+        lower, upper = origin + scale * dual.lower, origin + scale * dual.upper
+    levels: dict[str, float | tuple[float, float]] = {}
+    for column, low, high in zip(dual.active, lower.tolist(), upper.tolist(), strict=True):
+        name = constraints.values[column]
+        if math.isinf(high):
+            levels[name] = low
+        else:
+            levels[name] = high if math.isinf(low) else (low, high)
+    return levels
+
+
+def _check_options(ridge: float, max_kl: float | None, max_iterations: int) -> None:
+    if not (0.0 <= ridge < math.inf):
+        raise PaletteError(f"ridge: {ridge} is not a finite number from 0 up.", "ridge")
+    if max_kl is not None and not (0.0 < max_kl < math.inf):
+        raise PaletteError(
+            f"max_kl: {max_kl} is not a positive number of nats; leave it out for no budget.",
+            "max_kl",
+        )
+    if max_iterations < 1:
+        raise PaletteError(
+            f"max_iterations: {max_iterations} is not a positive number.", "max_iterations"
+        )
