@@ -117,7 +117,14 @@ class Scorer(ABC):
         Name in the rewards file; errors and health are reported under it.
     values : sequence of str
         Values that it feeds, for messages.
+
+    Attributes
+    ----------
+    needs_logprobs : bool
+        Whether it reads what the sampler reported, so that it cannot score a text from elsewhere.
     """
+
+    needs_logprobs = False
 
     def __init__(self, name: str, values: Sequence[str]) -> None:
         self.name = name

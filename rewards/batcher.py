@@ -85,8 +85,7 @@ class Batcher:
         A caller that is cancelled takes its queued inputs along, but for those that somebody else
         waits for too.
         """
-        if self._is_closed:
-            raise RewardError("the reward suite is closed; load it again to score")
+        self.check_open()
         self._loop = asyncio.get_running_loop()
         request = _Request(self._loop.create_future())
         scores = [np.full(len(piece.keys), np.nan) for piece in work]
@@ -101,6 +100,11 @@ class Batcher:
         for column, row, entry in places:
             column[row] = entry.score
         return scores
+
+    def check_open(self) -> None:
+        """Raise RewardError once closed."""
+        if self._is_closed:
+            raise RewardError("the reward suite is closed; load it again to score")
 
     def close(self) -> None:
         """Stop the device thread and fail whoever still waits."""

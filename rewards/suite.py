@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import functools
 import hashlib
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -12,6 +13,7 @@ from typing import Self
 import numpy as np
 
 from rewards.base import BatchedScorer, DirectScorer, FloatArray, Sample, Scorer, Value
+from rewards.batch import BatchLimits
 from rewards.batcher import Batcher, Work
 from rewards.cache import ScoreCache
 from rewards.config_file import FieldPath, suggest
@@ -73,6 +75,13 @@ class RewardSuite:
             raise RewardError("the fingerprint is known once the suite is started; await start()")
         return self._fingerprint
 
+    @property
+    def text_only_names(self) -> tuple[str, ...]:
+        """Return the values that any text has, whoever wrote it. Known once started."""
+        return tuple(
+            name for name in self.names if not self._scorers[self._scorer_of[name]].needs_logprobs
+        )
+
     async def start(self) -> None:
         """Load and check the models.
 
@@ -90,11 +99,11 @@ class RewardSuite:
         worker = self._batcher.worker
         worker.start()
         try:
-            scorers, max_batch_tokens = await asyncio.wrap_future(worker.call(self._load))
+            scorers, limits = await asyncio.wrap_future(worker.call(self._load))
         except BaseException:
             await self.close()
             raise
-        worker.max_batch_tokens = max_batch_tokens
+        worker.limits = limits
         self._fingerprint = hash_json(
             {
                 "values": [
@@ -107,7 +116,8 @@ class RewardSuite:
     async def close(self) -> None:
         """Fail what is in flight and end the threads; a closed suite cannot be started again."""
         self._batcher.close()
-        self._text_thread.shutdown(wait=False, cancel_futures=True)
+        # What is being prepared ends by itself, and then finds the batcher closed.
+        self._text_thread.shutdown(wait=False)
         await asyncio.to_thread(self._batcher.worker.join, _CLOSE_TIMEOUT_S)
 
     async def score(
@@ -131,6 +141,7 @@ class RewardSuite:
         columns = self._columns(names)
         if not self._scorers:
             raise RewardError("the reward suite is not started; await start() first")
+        self._batcher.check_open()
         if not (samples and columns):
             return np.empty((len(samples), len(columns)))
         needed = [
@@ -186,11 +197,11 @@ class RewardSuite:
                 raise RewardError(f"unknown value {name!r}; {suggest(name, self.names)}")
         return [name for name in self.names if name in names]
 
-    def _load(self) -> tuple[dict[str, Scorer], int]:
-        """Build and load the scorers, and settle the budget; on the device thread."""
+    def _load(self) -> tuple[dict[str, Scorer], BatchLimits]:
+        """Build and load the scorers, and settle the size of batches; on the device thread."""
         scorers = self._build()
         batched = [scorer for scorer in scorers if isinstance(scorer, BatchedScorer)]
-        device, max_batch_tokens = "cpu", self._max_batch_tokens or 1
+        device, limits = "cpu", BatchLimits(0, 0)
         if batched:
             # Only now: it imports torch, which a suite without models does not need.
             from rewards.models import device as devices
@@ -201,16 +212,17 @@ class RewardSuite:
         for scorer in scorers:
             scorer.load(device)
         if batched:
+            limits = devices.default_limits(device)
             longest = max(batched, key=lambda scorer: scorer.max_length)
-            if self._max_batch_tokens is None:
-                max_batch_tokens = max(devices.default_batch_tokens(device), longest.max_length)
-            elif self._max_batch_tokens < longest.max_length:
+            max_tokens = self._max_batch_tokens or max(limits.max_tokens, longest.max_length)
+            if max_tokens < longest.max_length:
                 raise self._refuse(
                     ("scorers", longest.name, "max_length"),
                     f"inputs of up to {longest.max_length} tokens do not fit into batches of "
-                    f"max_batch_tokens={self._max_batch_tokens}; raise that, or lower this",
+                    f"max_batch_tokens={max_tokens}; raise that, or lower this",
                 )
-        return {scorer.name: scorer for scorer in scorers}, max_batch_tokens
+            limits = dataclasses.replace(limits, max_tokens=max_tokens)
+        return {scorer.name: scorer for scorer in scorers}, limits
 
     def _prepare(
         self, samples: list[Sample], scorers: list[Scorer]

@@ -14,7 +14,7 @@ from concurrent.futures import Future
 from typing import Generic, TypeVar
 
 from rewards.base import FloatArray
-from rewards.batch import Entry, EntryQueue, Waiter
+from rewards.batch import BatchLimits, Entry, EntryQueue, Waiter
 
 Result = TypeVar("Result")
 
@@ -32,7 +32,7 @@ class Worker(Generic[Waiter]):
     """
 
     def __init__(self, on_batch: BatchCallback[Waiter]) -> None:
-        self.max_batch_tokens = 0  # set before the first entry is queued, once the device is known
+        self.limits = BatchLimits(0, 0)  # set before an entry is queued, once the device is known
         self._on_batch = on_batch
         self._queue: EntryQueue[Waiter] = EntryQueue()
         self._calls: deque[Callable[[], None]] = deque()
@@ -98,7 +98,7 @@ class Worker(Generic[Waiter]):
                 if self._is_closing:
                     return
                 call = self._calls.popleft() if self._calls else None
-                batch = [] if call else self._queue.take(self.max_batch_tokens)
+                batch = [] if call else self._queue.take(self.limits)
             if call is not None:
                 call()
                 continue

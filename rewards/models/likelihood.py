@@ -19,6 +19,8 @@ class SamplerLogprobScorer(DirectScorer):
     An answer without tokens has 0: nothing in it was unlikely.
     """
 
+    needs_logprobs = True
+
     def __init__(self, name: str, values: Sequence[str], config: SamplerLogprobConfig) -> None:
         super().__init__(name, values)
         self._config = config
