@@ -10,6 +10,8 @@ from solver.cache import SolutionCache
 from solver.errors import PaletteError, PilotError, SolverError, UnknownValueError
 from solver.palette import Palette
 from solver.pilot import PilotSet
+from solver.planning import min_candidates
+from solver.repairs import Repair, repair
 from solver.solution import Solution, Status
 from solver.solving import solve
 
@@ -18,10 +20,13 @@ __all__ = [
     "PaletteError",
     "PilotError",
     "PilotSet",
+    "Repair",
     "Solution",
     "SolutionCache",
     "SolverError",
     "Status",
     "UnknownValueError",
+    "min_candidates",
+    "repair",
     "solve",
 ]

@@ -6,6 +6,8 @@ import copy
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import math
+
 import numpy as np
 import numpy.typing as npt
 
@@ -208,7 +210,7 @@ def softmax(
     log_partition, support : float
         Summed over groups.
     """
-    score = (multipliers @ x.reshape(len(x), -1)).reshape(x.shape[1:])
+    score = (multipliers @ x.reshape(len(x), math.prod(x.shape[1:]))).reshape(x.shape[1:])
     if mask is not None:
         score += mask
     top = score.max(axis=0)
