@@ -209,7 +209,9 @@ class Aligner:
         self, plan: Plan, promise: Promise, rewards: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray]:
         """Return log-weights (n_candidates,) and the indices chosen, from the request's seed."""
-        mask = promise.palette.floor_mask(rewards, self.promiser.values)
+        floors = [promise.palette.floors.get(name, np.nan) for name in self.promiser.values]
+        scale = 1.0 if plan.calibration is None else plan.calibration.pilot.scale
+        mask = tilt.floor_mask(rewards, floors, promise.palette.on_floor, scale)
         if not mask.any():
             return np.full(len(rewards), -np.inf), np.empty(0, dtype=np.intp)
         log_weights = tilt.log_weights(promise.multipliers, rewards, mask)
@@ -235,8 +237,10 @@ class Aligner:
         solution = promise.solution
         if solution is None:
             # Nothing was promised on average: what these candidates' weights give is all there is.
-            means = weights @ rewards if is_served else np.full(len(names), np.nan)
-            expected = {name: Level(level=float(means[i])) for i, name in enumerate(names)}
+            expected = {}
+            if is_served:
+                means = tilt.expected(log_weights, rewards)
+                expected = {name: Level(level=float(means[i])) for i, name in enumerate(names)}
             targets: dict[str, float | tuple[float, float]] = {}
         else:
             on_answer = options.scope == "answer"

@@ -16,6 +16,7 @@ class BodyLimit:
         self.max_bytes = max_bytes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass the request on, counting its body."""
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
@@ -33,7 +34,14 @@ class BodyLimit:
                 raise BodyTooLargeError(self._message())
             return message
 
-        await self.app(scope, counted, send)
+        async def guarded(message: Message) -> None:
+            # FastAPI makes of any failure to read the body a reply of its own: it is replaced.
+            if n_bytes <= self.max_bytes:
+                await send(message)
+
+        await self.app(scope, counted, guarded)
+        if n_bytes > self.max_bytes:
+            await self._refuse(scope, receive, send)
 
     async def _refuse(self, scope: Scope, receive: Receive, send: Send) -> None:
         reply = reply_to(BodyTooLargeError(self._message()))

@@ -38,7 +38,7 @@ class CalibrationInfo(BaseModel):
     temperature, top_p, top_k, max_tokens
         Sampling settings of the candidates.
     longest_answer_tokens : int
-        A request with a larger ``max_tokens`` draws from the same distribution when nothing was cut.
+        A larger ``max_tokens`` draws from the same distribution when nothing was cut.
     truncated_share : float
         Share of candidates that ``max_tokens`` cut short.
     """
@@ -66,8 +66,8 @@ class Calibration:
 
     Attributes
     ----------
-    id : str
-        First twelve hex digits of the pilot set's fingerprint.
+    pilot : PilotSet
+    info : CalibrationInfo
     """
 
     pilot: PilotSet
@@ -75,6 +75,7 @@ class Calibration:
 
     @property
     def id(self) -> str:
+        """Name of this calibration in answers."""
         return self.pilot.fingerprint[:12]
 
     def warnings_for(

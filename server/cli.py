@@ -27,6 +27,7 @@ app = typer.Typer(
     name="palette",
     help="Inference-time alignment server: what was asked is what is served.",
     no_args_is_help=True,
+    add_completion=False,
     rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -88,11 +89,7 @@ def serve(
 ) -> None:
     """Start the server. Every option is also a `PALETTE_...` environment variable.
 
-    Examples:
-
-    `palette serve`
-
-    `palette serve --model Qwen/Qwen3-0.6B --port 9000`
+    Example: `palette serve --model Qwen/Qwen3-0.6B --port 9000`
     """
     default_palette = None if palette is None else _json_option("--palette", palette)
     settings = _settings(
@@ -295,7 +292,8 @@ def _json_option(name: str, text: str) -> Any:
 
 
 def _run(work: Coroutine[Any, Any, T]) -> T:
-    return _guard(asyncio.run, work)
+    result: T = _guard(asyncio.run, work)
+    return result
 
 
 def _guard(function: Any, *arguments: Any, **options: Any) -> Any:

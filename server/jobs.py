@@ -100,7 +100,7 @@ def solve_file(
     pilot, palette = PilotSet.load(path), Palette(targets)
     smallest = min_candidates(palette, pilot, seed=seed)
     options: dict[str, Any] = {"groups": groups, "seed": seed}
-    if n_candidates == "auto":
+    if isinstance(n_candidates, str):
         n_candidates = next((n for n in AUTO_CANDIDATES if n >= (smallest or 16)), 16)
     solution = solve_palette(palette, pilot, n_candidates, max_kl=max_kl, **options)
     result = solution.to_dict() | {"min_candidates": smallest, "repaired": None}
@@ -169,9 +169,9 @@ async def score_to_file(settings: Settings, file: Path, out: Path | None) -> Non
     """Score the answers of a file, line by line in the same order."""
     suite = make_rewards(settings)
     samples = list(_read_answers(file))
-    names = suite.text_only_names
     await suite.start()
     try:
+        names = suite.text_only_names
         with ExitStack() as stack:
             target = sys.stdout if out is None else stack.enter_context(out.open("w"))
             progress = stack.enter_context(terminal.progress_bar("scoring"))

@@ -18,7 +18,6 @@ from solver import (
     Solution,
     SolutionCache,
     Status,
-    UnknownValueError,
     min_candidates,
     repair,
     solve,
@@ -117,7 +116,7 @@ class Promiser:
         """
         started = time.perf_counter()
         palette = palette_of(options)
-        self._check_names(palette)
+        palette.check_values(self.values)
         if calibration is None:
             if palette.needs_pilot:
                 msg = (
@@ -173,7 +172,7 @@ class Promiser:
         ------
         PaletteError
         """
-        self._check_names(palette_of(options))
+        palette_of(options).check_values(self.values)
         for name, target in options.targets.items():
             if isinstance(target, dict) and target.get("of") == "traffic":
                 msg = (
@@ -182,15 +181,6 @@ class Promiser:
                 )
                 raise PaletteError(msg, param=f"targets.{name}.of")
         return self._count(options, n_choices)
-
-    def _check_names(self, palette: Palette) -> None:
-        """Raise `UnknownValueError` when the palette names a value that no reward gives."""
-        for name, where in [
-            *((name, "targets") for name in palette.targets),
-            *((name, "floors") for name in palette.floors),
-        ]:
-            if name not in self.values:
-                raise UnknownValueError.of(name, self.values, f"{where}.{name}")
 
     def _count(self, options: PaletteOptions, n_choices: int) -> int:
         """Return N, or raise `PaletteError` when it is out of bounds."""

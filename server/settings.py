@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Self
 
 import platformdirs
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationError, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from server import embedded
@@ -179,10 +179,9 @@ def load_settings(**overrides: Any) -> Settings:
 
 def _describe(error: ValueError) -> str:
     """Return pydantic's findings one after another, each with the setting's name first."""
-    findings = getattr(error, "errors", list)()
-    if not findings:
+    if not isinstance(error, ValidationError):
         return str(error)
     return "; ".join(
         f"{'.'.join(str(part) for part in finding['loc']) or 'settings'}: {finding['msg']}"
-        for finding in findings
+        for finding in error.errors()
     )

@@ -1,0 +1,102 @@
+"""The app in this process with a fake backend, calibrated; and the client that calls it."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import tempfile
+from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from fastapi import FastAPI
+
+from rewards import Message
+from server.app import running_app
+from server.backends.base import SamplingSettings
+from server.calibration import Calibration
+from server.calibrator import calibrate
+from server.routes.context import Context
+from server.settings import Settings, load_settings
+from tests.server.fakes import FakeBackend, lexical_rewards
+
+
+@dataclass
+class Running:
+    """An app in this process."""
+
+    app: FastAPI
+    client: httpx.AsyncClient
+    backend: FakeBackend
+
+    @property
+    def context(self) -> Context:
+        return self.app.state.context
+
+    async def chat(self, **body: Any) -> httpx.Response:
+        return await self.client.post("/v1/chat/completions", json=chat_body(**body))
+
+
+def chat_body(**fields: Any) -> dict[str, Any]:
+    return {"model": "fake", "messages": [{"role": "user", "content": "Tell me more."}], **fields}
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Settings:
+    return load_settings(state_dir=tmp_path / "state", calibrate_at_start=False)
+
+
+@functools.cache
+def fake_calibration() -> Calibration:
+    """Return a calibration of the fake backend on 200 prompts x 32 candidates, made once."""
+
+    async def make() -> Calibration:
+        backend = FakeBackend()
+        with tempfile.TemporaryDirectory() as folder:
+            rewards = lexical_rewards(Path(folder))
+        await backend.start()
+        await rewards.start()
+        try:
+            return await calibrate(
+                backend,
+                rewards,
+                [(Message(role="user", content="Tell me more."),)] * 200,
+                n_candidates=32,
+                sampling=SamplingSettings(),
+                prompts_source="test",
+            )
+        finally:
+            await rewards.close()
+
+    with ThreadPoolExecutor(1) as pool:  # a loop of its own, whatever loop the test has
+        return pool.submit(asyncio.run, make()).result()
+
+
+@asynccontextmanager
+async def run_fake(
+    folder: Path,
+    settings: Settings,
+    backend: FakeBackend | None = None,
+    *,
+    is_calibrated: bool = True,
+) -> AsyncIterator[Running]:
+    """Run the app on the fake backend."""
+    backend = backend or FakeBackend()
+    rewards = lexical_rewards(folder)
+    async with running_app(settings, backend=backend, rewards=rewards) as app:
+        if is_calibrated:
+            app.state.context.aligner.calibration = fake_calibration()
+        transport = httpx.ASGITransport(app=app, raise_app_exceptions=False)
+        async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+            yield Running(app, client, backend)
+
+
+@pytest.fixture
+async def running(tmp_path: Path, settings: Settings) -> AsyncIterator[Running]:
+    async with run_fake(tmp_path, settings) as found:
+        yield found

@@ -1,0 +1,124 @@
+"""A backend without a model, and rewards without weights: fast, and their statistics are known."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from rewards import Message, RewardSuite, load_rewards
+from server.backends.base import (
+    Backend,
+    BackendUnavailableError,
+    Candidate,
+    ContextLengthError,
+    Prompt,
+    SamplingSettings,
+    TokenLogprob,
+)
+
+WORDS = ("the", "a", "small", "green", "house", "stands", "near", "an", "old", "river", "rain")
+
+LEXICAL_REWARDS = """\
+version: 1
+scorers:
+  words: {kind: lexical, measure: words}
+  variety: {kind: lexical, measure: lexical_diversity}
+  fluency: {kind: sampler_logprob}
+values:
+  words: {from: words, unit: words}
+  variety: {from: variety, unit: ratio}
+  log_likelihood: {from: fluency, unit: nats per token}
+"""
+
+
+class FakeBackend(Backend):
+    """Answers of 1 to 20 random words; candidate i depends on (seed, i) alone.
+
+    Parameters
+    ----------
+    hold : bool
+        Wait for `release` before the last candidate, so that tests need not sleep.
+    """
+
+    def __init__(self, *, hold: bool = False, max_context: int = 512) -> None:
+        self.model_id = "fake"
+        self.fingerprint = "f" * 64
+        self.max_context = max_context
+        self.released = asyncio.Event()
+        if not hold:
+            self.released.set()
+        self.n_started = 0
+        self.n_cancelled = 0
+        self.failure: Exception | None = None
+        self.is_up = False
+
+    async def start(self) -> None:
+        self.is_up = True
+
+    async def close(self) -> None:
+        self.is_up = False
+
+    async def render(self, messages: Sequence[Message]) -> Prompt:
+        tokens = tuple(range(sum(len(message["content"].split()) for message in messages)))
+        if len(tokens) >= self.max_context:
+            raise ContextLengthError(f"maximum context length is {self.max_context} tokens")
+        return Prompt(tuple(messages), tokens)
+
+    async def generate(
+        self,
+        prompt: Prompt,
+        n_candidates: int,
+        sampling: SamplingSettings,
+        seed: int,
+        *,
+        top_logprobs: int = 0,
+    ) -> AsyncIterator[Candidate]:
+        if not self.is_up:
+            raise BackendUnavailableError("the fake backend is not running")
+        self.n_started += 1
+        is_whole = False
+        try:
+            for index in reversed(range(n_candidates)):  # not in order, as real ones
+                if index == 0:
+                    await self.released.wait()
+                if self.failure is not None:
+                    raise self.failure
+                yield _candidate(seed, index, sampling.max_tokens, top_logprobs)
+            is_whole = True
+        finally:
+            self.n_cancelled += not is_whole
+
+    def health(self) -> dict[str, object]:
+        return {"state": "ok" if self.is_up else "stopped"}
+
+
+def _candidate(seed: int, index: int, max_tokens: int, top_logprobs: int) -> Candidate:
+    rng = np.random.default_rng([seed, index])
+    n_words = int(rng.integers(1, 21))
+    words = [str(word) for word in rng.choice(WORDS, size=min(n_words, max_tokens))]
+    tokens = tuple(
+        TokenLogprob(
+            token=word if at == 0 else f" {word}",
+            logprob=float(-rng.exponential()),
+            top=tuple((other, -1.0) for other in WORDS[:top_logprobs]),
+        )
+        for at, word in enumerate(words)
+    )
+    is_cut = n_words > max_tokens
+    return Candidate(
+        index=index,
+        text=" ".join(words),
+        tokens=tokens,
+        n_tokens=len(tokens) + (not is_cut),
+        finish_reason="length" if is_cut else "stop",
+    )
+
+
+def lexical_rewards(folder: Path) -> RewardSuite:
+    """Return a suite of three values that need no model."""
+    path = folder / "rewards.yaml"
+    path.write_text(LEXICAL_REWARDS)
+    return load_rewards(path)
