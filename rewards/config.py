@@ -86,6 +86,8 @@ class OutputConfig(_Section):
     @field_validator("margin", mode="before")
     @classmethod
     def _as_tuple(cls, margin: object) -> object:
+        if isinstance(margin, list) and len(margin) != 2:
+            raise ValueError("a margin takes two labels (or positions): [wanted, unwanted]")
         return tuple(margin) if isinstance(margin, list) else margin
 
     @model_validator(mode="after")

@@ -68,7 +68,7 @@ def config_error(
     path: Path, lines: dict[FieldPath, int], field: FieldPath, problem: str
 ) -> RewardConfigError:
     """Return an error at a field; a field that was left out is reported at its section's line."""
-    line = next((lines[field[:n]] for n in range(len(field), 0, -1) if field[:n] in lines), None)
+    line = next((lines[field[:n]] for n in range(len(field), 0, -1) if field[:n] in lines), 1)
     return RewardConfigError(path, line, ".".join(map(str, field)), problem)
 
 
@@ -94,6 +94,9 @@ def _collect_lines(
     for key, child in node.value:
         name = str(key.value)
         line = key.start_mark.line + 1
+        if key.tag not in ("tag:yaml.org,2002:str", "tag:yaml.org,2002:merge"):
+            problem = "YAML does not read this name as text (yes, no, on, 1, ...); put it in quotes"
+            raise RewardConfigError(path, line, ".".join(map(str, (*field, name))), problem)
         if name in seen and name != "<<":
             problem = f"this name stands twice (first on line {seen[name]}); rename or remove one"
             raise RewardConfigError(path, line, ".".join(map(str, (*field, name))), problem)
@@ -104,7 +107,8 @@ def _collect_lines(
 
 def _explain(path: Path, error: ValidationError, lines: dict[FieldPath, int]) -> RewardConfigError:
     """Translate the first complaint of pydantic."""
-    first = error.errors(include_url=False)[0]
+    # A misspelt field is reported as unknown and, if it was needed, as missing: the former helps.
+    first = min(error.errors(include_url=False), key=lambda item: item["type"] != "extra_forbidden")
     location: Sequence[str | int] = first["loc"]
     # pydantic adds the tag of a union (a kind, a view) and "[key]" to the path; the file has none.
     field: FieldPath = ()
@@ -129,8 +133,10 @@ def _explain(path: Path, error: ValidationError, lines: dict[FieldPath, int]) ->
     elif kind == "union_tag_not_found":
         key = context["discriminator"].strip("'")
         problem = f"the field {key!r} is missing; add it"
-    elif kind == "too_short":
+    elif kind == "too_short" or (kind == "dict_type" and first["input"] is None):
         problem = "this section is empty; a rewards file needs at least one value and its scorer"
+    elif kind in ("dict_type", "model_type", "model_attributes_type"):
+        problem = f"this must be a section with fields of its own, not {first['input']!r}"
     elif "[key]" in location or kind == "string_pattern_mismatch":
         problem = "a name is letters, digits, _ - and . only, 64 at most, and starts with a letter"
     elif kind == "literal_error":

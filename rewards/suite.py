@@ -153,7 +153,8 @@ class RewardSuite:
         try:
             scores, work = await loop.run_in_executor(self._text_thread, prepare)
         except ScoringError as error:
-            self._health[error.scorer].failed(str(error))
+            # What one request lacks does not make the scorer fail for others.
+            self._health[error.scorer].last_error = str(error)
             raise
         batched = await self._batcher.score(work)
         scores.update(

@@ -17,7 +17,7 @@ from typing_extensions import override
 from rewards.base import BatchedScorer, FloatArray, Message, Rendered, Sample, Tokens
 from rewards.batch import pad
 from rewards.config import ChatInput, PairInput, SequenceClassifierConfig
-from rewards.errors import RewardModelError
+from rewards.errors import RewardModelError, ScoringError
 from rewards.identity import hash_folder
 from rewards.models.device import resolve_dtype
 from rewards.models.encoding import Encoder
@@ -92,7 +92,16 @@ class SequenceClassifier(BatchedScorer):
 
     @override
     def encode(self, rendered: Sequence[Rendered]) -> list[Tokens]:
-        return self._encoder(rendered)
+        inputs = self._encoder(rendered)
+        largest = max(max(tokens.ids) for tokens in inputs)
+        if largest >= self._n_embeddings:
+            # On a GPU, looking up a token that is not there ends the whole process's use of it.
+            problem = (
+                f"token {largest} is beyond the {self._n_embeddings} that the model knows; its "
+                "tokenizer is that of another model, or has tokens that were never trained"
+            )
+            raise ScoringError(self.name, self.values, problem)
+        return inputs
 
     @override
     def forward(self, batch: Sequence[Tokens]) -> FloatArray:
@@ -147,8 +156,9 @@ class SequenceClassifier(BatchedScorer):
         if isinstance(head, nn.Linear) and head.weight.dtype != torch.float32:
             # A bfloat16 score of 20 comes in steps of 0.125, and candidates would tie.
             head.float().register_forward_pre_hook(lambda _, args: (args[0].float(),))
+        self._n_embeddings: int = model.get_input_embeddings().num_embeddings
         pad_id = tokenizer.pad_token_id
-        if pad_id is None:
+        if pad_id is None or pad_id >= self._n_embeddings:
             pad_id = text_config.pad_token_id
         if pad_id is None and not self._searches_padding:
             raise self._error("neither tokenizer nor config.json names a padding token; add one")
@@ -228,8 +238,11 @@ class SequenceClassifier(BatchedScorer):
         ]
         try:
             inputs = self.encode([self.render(sample) for sample in samples])
+            self._check_tokenizer(inputs)
             together = self.forward(inputs)
             alone = np.concatenate([self.forward([tokens]) for tokens in inputs])
+        except RewardModelError:
+            raise
         except Exception as error:
             raise self._error(f"a trial run failed: {type(error).__name__}: {error}") from error
         if not (np.isfinite(together).all() and np.isfinite(alone).all()):
@@ -243,6 +256,16 @@ class SequenceClassifier(BatchedScorer):
             raise self._error(
                 f"a text scores {gap.max():.2g} differently alone than padded in a batch (limit "
                 f"{rtol:g}); this architecture mishandles padding and cannot be batched here"
+            )
+
+    def _check_tokenizer(self, inputs: Sequence[Tokens]) -> None:
+        """Refuse a tokenizer without a vocabulary: what transformers makes of a missing file."""
+        specials = set(self._tokenizer.all_special_ids) - {self._tokenizer.unk_token_id}
+        ids = [token for tokens in inputs for token in tokens.ids if token not in specials]
+        if ids and all(token == self._tokenizer.unk_token_id for token in ids):
+            raise self._error(
+                "its tokenizer knows no word of a plain English sentence; the tokenizer files "
+                "(tokenizer.json, or a vocabulary) are missing or empty"
             )
 
     def _explain(self, error: Exception) -> str:
