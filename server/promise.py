@@ -266,6 +266,13 @@ class Promiser:
         self, palette: Palette, pilot: PilotSet, n_candidates: int, solution: Solution
     ) -> InfeasiblePaletteError:
         """Return the error with its certificate, the nearest palette and the smallest N."""
+        if solution.refused == 1:
+            floors = ", ".join(f"{name} >= {floor:g}" for name, floor in palette.floors.items())
+            msg = (
+                f"no group of {n_candidates} candidates in the calibration has an answer that "
+                f'clears the floors ({floors}): lower them, or send "on_floor": "best"'
+            )
+            return InfeasiblePaletteError(msg, {"status": "infeasible", "certificate": None})
         nearest = repair(palette, pilot, n_candidates, method="nearest")
         smallest = min_candidates(palette, pilot)
         certificate = solution.certificate

@@ -129,7 +129,8 @@ class ServedDual:
                 weighted = x * weights
                 means = weighted.sum(axis=1)
                 levels += means.sum(axis=1)
-                gram += weighted.reshape(k, -1) @ x.reshape(k, -1).T - means @ means.T
+                flat = k, weights.size
+                gram += weighted.reshape(flat) @ x.reshape(flat).T - means @ means.T
             count = max(1, self.n_groups)
             penalty = 0.5 * self.ridge * float(multipliers @ multipliers)
             value = self.linear(multipliers) - log_partition / count - penalty
@@ -210,7 +211,9 @@ def softmax(
     log_partition, support : float
         Summed over groups.
     """
-    score = (multipliers @ x.reshape(len(x), math.prod(x.shape[1:]))).reshape(x.shape[1:])
+    k, n_candidates, n_groups = x.shape
+    score = multipliers @ x.reshape(k, n_candidates * n_groups)
+    score = score.reshape(n_candidates, n_groups)
     if mask is not None:
         score += mask
     top = score.max(axis=0)

@@ -151,7 +151,7 @@ def _group_size(pilot: PilotSet, n_candidates: float) -> int:
     most = pilot.n_prompts if pilot.pooled else pilot.n_candidates
     if n_candidates == math.inf:
         return most
-    if isinstance(n_candidates, bool) or n_candidates != int(n_candidates) or n_candidates < 1:
+    if isinstance(n_candidates, bool) or not n_candidates >= 1 or n_candidates % 1:
         raise PilotError(f"candidates: {n_candidates!r} is not a whole number from 1 up.")
     if n_candidates > most:
         held = f"{most} samples" if pilot.pooled else f"{most} candidates a prompt"

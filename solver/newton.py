@@ -158,9 +158,10 @@ def _newton_direction(
     use = np.flatnonzero(side)
     bound = np.where(side > 0, dual.lower, dual.upper)[use]
     hessian = here.hessian[np.ix_(use, use)] + dual.ridge * np.eye(len(use))
-    # Collinear values leave directions without curvature. This much keeps the system solvable and
-    # is far below what the residual can see; the steps it makes too long are cut below.
-    hessian[np.diag_indices(len(use))] += 1e-13 * max(hessian.diagonal().max(initial=0.0), 1e-12)
+    # Collinear values and saturated weights leave directions without curvature but rounding. This
+    # much keeps the model concave and is far below what the residual can see; the steps it makes
+    # too long are cut below.
+    hessian[np.diag_indices(len(use))] += 1e-13 * max(1.0, hessian.diagonal().max(initial=0.0))
     gradient = bound - here.levels[use] - dual.ridge * point[use]
     flip = side[use]
     matrix = hessian * flip * flip[:, None]

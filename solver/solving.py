@@ -141,6 +141,8 @@ def decide(dual: ServedDual, start: FloatArray, candidates: float, max_iteration
     if not dual.n_groups:
         return Verdict(Status.INFEASIBLE, maximise(dual, 0.0 * start, 0))
     outcome = maximise(dual, _from_part(dual, start, max_iterations), max_iterations)
+    if outcome.end in ("stalled", "step_limit") and start.any():
+        outcome = maximise(dual, 0.0 * start, max_iterations)  # a poor start decides nothing
     if outcome.end == "not_finite":
         return Verdict(Status.NOT_FINITE, outcome)
     if outcome.end == "certified":

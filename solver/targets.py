@@ -118,7 +118,7 @@ def parse_target(name: str, wire: object) -> Target:
     for key in wire:
         if key not in allowed:
             raise PaletteError(
-                f"{param}: unknown key {key!r} beside {kind!r}; remove it.", f"{param}.{key}"
+                f"{param}.{key}: unknown key beside {kind!r}; remove it.", f"{param}.{key}"
             )
     of: Basis = "prompt"
     if "of" in wire:
@@ -155,7 +155,7 @@ def parse_number(wire: object, param: str) -> float:
         number = math.inf
     if not math.isfinite(number) or abs(number) > LARGEST:
         raise PaletteError(
-            f"{param}: {wire} is not a finite number within ±{LARGEST:g}; give a level in the "
+            f"{param}: {wire!r:.40} is not a finite number within ±{LARGEST:g}; give a level in the "
             "reward's own unit.",
             param,
         )

@@ -30,7 +30,8 @@ def log_weights(
     Raises
     ------
     SolverError
-        A reward is not finite, or no candidate may be served (refuse before asking for weights).
+        A reward is not finite, an exponent overflows, or no candidate may be served (refuse the
+        answer before asking for weights).
 
     Notes
     -----
@@ -38,20 +39,22 @@ def log_weights(
     unbounded.
     """
     table = np.asarray(rewards, dtype=np.float64)
+    if not np.isfinite(table).all():
+        raise SolverError("weights: a reward is not finite; score the candidates again.")
     # One candidate's rewards are subtracted before the product: a large level that all candidates
     # share would cost the digits in which they differ.
-    logits = (table - table[:1]) @ np.asarray(multipliers, dtype=np.float64)
+    with np.errstate(over="ignore", invalid="ignore"):
+        logits = (table - table[:1]) @ np.asarray(multipliers, dtype=np.float64)
+    if not np.isfinite(logits).all():
+        raise SolverError("weights: multipliers times rewards overflow; lower the multipliers.")
     if mask is not None:
         logits = np.where(np.asarray(mask, dtype=bool), logits, -np.inf)
     top = logits.max(initial=-np.inf)
-    if not np.isfinite(top):
+    if top == -np.inf:
         raise SolverError(
-            "weights: every candidate is masked or its multipliers times rewards are not finite; "
-            "refuse the answer, or lower the floors."
+            "weights: no candidate may be served; refuse the answer, or lower the floors."
         )
     logits = logits - top
-    if np.isnan(logits).any():
-        raise SolverError("weights: a reward is not finite; score the candidates again.")
     return np.asarray(logits - np.log(np.exp(logits).sum()))
 
 

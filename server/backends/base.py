@@ -114,7 +114,7 @@ class Candidate:
 
 
 class Backend(ABC):
-    """A source of candidates. Create, ``await start()``, use from one event loop, ``await close()``.
+    """A source of candidates: create, `start`, use from one event loop, `close`.
 
     Attributes
     ----------

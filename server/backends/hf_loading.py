@@ -186,7 +186,7 @@ def _check_folder(folder: Path) -> None:
     if index.is_file():
         try:
             named = set(json.loads(index.read_text())["weight_map"].values())
-        except (ValueError, KeyError, AttributeError) as error:
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise ModelLoadError(f"{str(index)!r} is damaged; download it again") from error
         missing = sorted(named - {path.name for path in weights})
         if missing:

@@ -125,7 +125,10 @@ def _invert_cdf(weights: torch.Tensor, uniforms: torch.Tensor) -> torch.Tensor:
     blocks = weights.view(weights.shape[0], -1, _CDF_BLOCK)
     block, rest = _search(blocks.sum(dim=-1), uniforms)
     inside = blocks.gather(1, block.unsqueeze(-1).expand(-1, 1, _CDF_BLOCK)).squeeze(1)
-    return block * _CDF_BLOCK + _search(inside, rest)[0]
+    index = block * _CDF_BLOCK + _search(inside, rest)[0]
+    # NaN is found by whoever looks at the log-probabilities; an index beyond the vocabulary would
+    # end a GPU's context before that.
+    return index.clamp_(max=n - 1)
 
 
 def _search(weights: torch.Tensor, uniforms: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -71,18 +71,19 @@ class StopFinder:
         """Take a token; return the answer when a stop string is complete, else None."""
         self._ids.append(token_id)
         self._starts.append(len(self._text))
-        grown = self._detokenizer.text(self._ids[self._window :])
-        if len(grown) <= len(self._window_text) or grown.endswith("\ufffd"):
-            return None
+        grown = self._detokenizer.text(self._ids[self._window :])[len(self._window_text) :]
+        whole = grown.rstrip("\ufffd")
         known = len(self._text)
-        self._text += grown[len(self._window_text) :]
-        self._window, self._read = self._read, len(self._ids)
-        self._window_text = self._detokenizer.text(self._ids[self._window :])
+        text = self._text + whole
+        if grown and whole == grown:
+            self._text = text
+            self._window, self._read = self._read, len(self._ids)
+            self._window_text = self._detokenizer.text(self._ids[self._window :])
         # A stop string may begin in older text, but it must end in the new.
         begin = max(0, known - self._longest + 1)
-        found = [self._text.find(stop, begin) for stop in self._stop]
+        found = [text.find(stop, begin) for stop in self._stop]
         cut = min((place for place in found if place >= 0), default=-1)
-        return None if cut < 0 else self._text[:cut]
+        return None if cut < 0 else text[:cut]
 
     def n_tokens_of(self, text: str) -> int:
         """Return how many tokens, from the first, have a part in `text`."""
