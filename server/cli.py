@@ -55,6 +55,14 @@ class OnInfeasible(StrEnum):
     best_effort = "best_effort"
 
 
+class Method(StrEnum):
+    """How a palette that cannot be met is repaired."""
+
+    interpolate = "interpolate"
+    greedy = "greedy"
+    nearest = "nearest"
+
+
 def main() -> None:
     """Run the command line."""
     app()
@@ -170,9 +178,7 @@ def solve(
     targets: Annotated[str, typer.Option(help='JSON, as `{"harmless": {"quantile": 0.8}}`.')],
     candidates: Annotated[str, typer.Option(help="N, `auto` or `inf`.")] = "16",
     on_infeasible: OnInfeasible = OnInfeasible.reject,
-    method: Annotated[
-        str, typer.Option(help="Repair: interpolate, greedy, nearest.")
-    ] = "interpolate",
+    method: Annotated[Method, typer.Option(help="How to repair.")] = Method.interpolate,
     max_kl: Annotated[float | None, typer.Option(help="KL budget, nats.")] = None,
     groups: Annotated[int | None, typer.Option(min=1, help="Groups drawn from the pilot.")] = None,
     seed: Seed = 0,
@@ -192,7 +198,8 @@ def solve(
     )
     result = _guard(
         jobs.solve_file, pilot, wanted, n_candidates,
-        on_infeasible=on_infeasible.value, method=method, max_kl=max_kl, groups=groups, seed=seed,
+        on_infeasible=on_infeasible.value, method=method.value, max_kl=max_kl,
+        groups=groups, seed=seed,
     )  # fmt: skip
     if as_json:
         typer.echo(json.dumps(result, allow_nan=False))

@@ -88,10 +88,10 @@ async def calibrate_to_file(
 def solve_file(
     path: Path,
     targets: Mapping[str, Any],
-    n_candidates: int | float | Literal["auto"],
+    n_candidates: float | Literal["auto"],
     *,
     on_infeasible: str,
-    method: str,
+    method: Literal["interpolate", "nearest", "greedy"],
     max_kl: float | None,
     groups: int | None,
     seed: int,
@@ -101,12 +101,16 @@ def solve_file(
     smallest = min_candidates(palette, pilot, seed=seed)
     options: dict[str, Any] = {"groups": groups, "seed": seed}
     if isinstance(n_candidates, str):
-        n_candidates = next((n for n in AUTO_CANDIDATES if n >= (smallest or 16)), 16)
-    solution = solve_palette(palette, pilot, n_candidates, max_kl=max_kl, **options)
+        most = pilot.n_prompts if pilot.pooled else pilot.n_candidates
+        n: float = min(next((n for n in AUTO_CANDIDATES if n >= (smallest or 1)), most), most)
+    else:
+        n = n_candidates
+    solution = solve_palette(palette, pilot, n, max_kl=max_kl, **options)
     result = solution.to_dict() | {"min_candidates": smallest, "repaired": None}
     if solution.status is not Status.OPTIMAL and on_infeasible != "reject":
-        chosen = method if on_infeasible == "repair" else "nearest"
-        mended = repair(palette, pilot, n_candidates, method=chosen, **options)
+        mended = repair(
+            palette, pilot, n, method if on_infeasible == "repair" else "nearest", **options
+        )
         result = mended.solution.to_dict() | {
             "status": "repaired" if on_infeasible == "repair" else "best_effort",
             "certificate": result["certificate"],
@@ -121,23 +125,25 @@ def print_solution(result: Mapping[str, Any]) -> None:
     table = Table(box=None, pad_edge=False)
     for heading in ("value", "target", "multiplier", "expected", "±", "base"):
         table.add_column(heading, justify="left" if heading == "value" else "right")
+    is_solved = result["status"] in ("optimal", "repaired", "best_effort", "boundary")
     for name in result["values"]:
         target = result["targets"].get(name)
+        solved = [result[key][name] for key in ("multipliers", "expected", "stderr")]
         table.add_row(
             name,
             "" if target is None else _number(target),
-            *(_number(result[key].get(name)) for key in ("multipliers", "expected", "stderr")),
+            *(_number(number if is_solved else None) for number in solved),
             _number(result["base"][name]),
         )
     terminal.results.print(table)
     certificate = result["certificate"]
     terminal.results.print(
-        f"{result['status']} with {result['candidates']} candidates; "
-        f"ESS {_number(result['ess'])}, KL {_number(result['kl'])} nats; "
-        f"smallest N {result['min_candidates']}"
+        f"\n{result['status']} with {result['candidates']} candidates"
+        + (f"; ESS {_number(result['ess'])}, KL {_number(result['kl'])} nats" * is_solved)
+        + f"; smallest N {result['min_candidates'] or 'unknown: more than the pilot has'}"
     )
     if certificate:
-        terminal.results.print(certificate["sentence"])
+        terminal.results.print(certificate["sentence"], soft_wrap=True)
 
 
 async def generate_to_file(

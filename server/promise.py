@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -293,7 +294,7 @@ class Promiser:
         return InfeasiblePaletteError(" ".join(parts), details)
 
 
-def _levels(levels: dict[str, float | tuple[float, float]]) -> str:
+def _levels(levels: Mapping[str, float | tuple[float, float]]) -> str:
     return ", ".join(
         f"{name} {level:.4g}"
         if isinstance(level, float)
