@@ -130,7 +130,8 @@ def load(path: Path) -> Content:
 
 def _load_npz(path: Path) -> Content:
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        # Opened here, because np.load leaves its own handle open when the archive is damaged.
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
             arrays = {name: archive[name] for name in archive.files}
     except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error) as error:
         raise PilotError(
