@@ -6,8 +6,6 @@ import copy
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-import math
-
 import numpy as np
 import numpy.typing as npt
 

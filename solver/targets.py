@@ -155,8 +155,8 @@ def parse_number(wire: object, param: str) -> float:
         number = math.inf
     if not math.isfinite(number) or abs(number) > LARGEST:
         raise PaletteError(
-            f"{param}: {wire!r:.40} is not a finite number within ±{LARGEST:g}; give a level in the "
-            "reward's own unit.",
+            f"{param}: {wire!r:.40} is not a finite number within ±{LARGEST:g}; give a level in "
+            "the reward's own unit.",
             param,
         )
     return number

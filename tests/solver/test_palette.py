@@ -161,7 +161,7 @@ def test_a_bad_palette_names_its_part(arguments, param):
 
 
 def test_an_unknown_value_lists_the_known_and_suggests(pilot):
-    with pytest.raises(UnknownValueError, match="harmles.*v0, v1, v2") as caught:
+    with pytest.raises(UnknownValueError, match=r"harmles.*v0, v1, v2") as caught:
         Palette({"harmles": "keep"}).resolve(pilot)
     assert caught.value.param == "targets.harmles"
     named = PilotSet(pilot.rewards, ("harmless", "helpful", "words"))

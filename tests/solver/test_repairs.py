@@ -28,7 +28,7 @@ def explicit_fraction(rewards, start, levels):
 
 def explicit_distance(rewards, levels, unit):
     """Standardised distance to the levels below an achievable point, by a projected descent."""
-    n_groups, n, m = rewards.shape
+    n_groups, n, _ = rewards.shape
     weights = np.full((n_groups, n), 1.0 / n)
     best = np.inf
     for k in range(20_000):  # Frank-Wolfe with exact line search: an upper bound, slow but sure
