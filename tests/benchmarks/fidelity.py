@@ -20,15 +20,9 @@ import asyncio
 import json
 import logging
 import math
-import socket
-import subprocess
-import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
-import httpx
 import numpy as np
 from openai import AsyncOpenAI
 
@@ -39,6 +33,7 @@ from server.calibrator import calibrate
 from server.embedded.corpus import prompts as corpus_prompts
 from server.settings import load_settings
 from solver import Palette, PilotSet, Solution, Status, solve
+from tests.benchmarks.running_server import running_server
 
 CANDIDATES = (4, 8, 16, 32)
 SEED = 20261120
@@ -194,32 +189,6 @@ def _wire(low: float, high: float) -> dict:
     if high == math.inf:
         return {"at_least": low}
     return {"at_most": high} if low == -math.inf else {"between": [low, high]}
-
-
-@contextmanager
-def running_server() -> Iterator[str]:
-    """Start a server in a process of its own; give its address once it answers."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    command = [sys.executable, "-m", "server", "serve", "--port", str(port)]
-    server = subprocess.Popen(
-        [*command, "--log-level", "warning"], stderr=subprocess.PIPE, text=True
-    )
-    url = f"http://127.0.0.1:{port}"
-    try:
-        while True:
-            try:
-                httpx.get(f"{url}/ready").raise_for_status()
-                break
-            except httpx.TransportError:
-                if server.poll() is not None:
-                    raise RuntimeError(server.stderr.read()) from None
-                time.sleep(0.2)
-        yield url
-    finally:
-        server.terminate()
-        server.communicate()
 
 
 async def http_levels(url: str, pilot: PilotSet, n_prompts: int, concurrency: int) -> list[dict]:
