@@ -33,7 +33,7 @@ from server.calibrator import calibrate
 from server.embedded.corpus import prompts as corpus_prompts
 from server.settings import load_settings
 from solver import Palette, PilotSet, Solution, Status, solve
-from tests.benchmarks.running_server import running_server
+from tests.running_server import running_server
 
 CANDIDATES = (4, 8, 16, 32)
 SEED = 20261120

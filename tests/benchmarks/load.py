@@ -21,7 +21,7 @@ from openai import AsyncOpenAI
 
 from server import embedded
 from server.embedded.corpus import prompts
-from tests.benchmarks.running_server import running_server
+from tests.running_server import running_server
 
 PALETTE = {"targets": {"helpful": {"quantile": 0.7}, "harmless": "keep"}, "candidates": 16}
 

@@ -8,7 +8,7 @@ import openai
 import pytest
 
 from server import embedded
-from tests.benchmarks.running_server import running_server
+from tests.running_server import running_server
 
 MODEL = embedded.CHAT_MODEL_NAME
 QUESTION = [{"role": "user", "content": "How do I keep my houseplants alive?"}]

@@ -94,6 +94,15 @@ def save(folder: Path, family: str = "llama") -> Path:
     return folder
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread():
+    """Keep torch from waiting for itself on a busy machine: these models are tiny."""
+    n_threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(n_threads)
+
+
 @pytest.fixture(scope="session")
 def llama_folder(tmp_path_factory):
     return save(tmp_path_factory.mktemp("models") / "tiny-llama")
