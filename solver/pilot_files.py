@@ -133,7 +133,10 @@ def _load_npz(path: Path) -> Content:
         # Opened here, because np.load leaves its own handle open when the archive is damaged.
         with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
             arrays = {name: archive[name] for name in archive.files}
-    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error) as error:
+    except (
+        OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error,
+        RuntimeError,  # zipfile's, where a damaged header asks for a password or another method
+    ) as error:  # fmt: skip
         raise PilotError(
             f"{path}: damaged or cut short ({error}); restore it or calibrate again."
         ) from error
@@ -146,7 +149,9 @@ def _load_npz(path: Path) -> Content:
         )
     try:
         metadata = json.loads(str(arrays["metadata"]))
-    except ValueError as error:
+        if not isinstance(metadata, dict):
+            raise ValueError("no JSON object")
+    except (ValueError, RecursionError) as error:
         raise PilotError(f"{path}: its metadata is damaged ({error}); calibrate again.") from error
     return Content(
         rewards=arrays["rewards"],
