@@ -31,6 +31,10 @@ class ModelNotFoundError(Exception):
     """The client asked for a model that this server does not have."""
 
 
+class ClientLeftError(Exception):
+    """The client closed the connection; nobody is there to answer."""
+
+
 class BodyTooLargeError(Exception):
     """The request's body is over the limit."""
 
@@ -71,6 +75,7 @@ _TABLE: tuple[tuple[type[Exception], int, str, str | None], ...] = (
     (BodyTooLargeError, 413, "invalid_request_error", "body_too_large"),
     (ContextLengthError, 400, "invalid_request_error", "context_length_exceeded"),
     (PromptError, 400, "invalid_request_error", "invalid_messages"),
+    (ClientLeftError, 499, "invalid_request_error", "client_left"),
     (QueueFullError, 429, "rate_limit_error", "queue_full"),
     (BackendUnavailableError, 503, "server_error", "backend_unavailable"),
     (BackendError, 500, "server_error", "generation_failed"),

@@ -10,13 +10,10 @@ from typing import Annotated, Any, TypeVar
 from fastapi import Depends, Request
 
 from server.alignment import Aligner
+from server.errors import ClientLeftError
 from server.settings import Settings
 
 T = TypeVar("T")
-
-
-class ClientLeftError(Exception):
-    """The client closed the connection; nobody is there to answer."""
 
 
 @dataclass(slots=True)
