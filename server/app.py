@@ -143,8 +143,7 @@ async def calibrate_in_background(
         )
         await asyncio.to_thread(calibration.save, path)
     except Exception as error:  # noqa: BLE001  # whatever it was, the server must live on
-        failures = error.exceptions if isinstance(error, ExceptionGroup) else (error,)
-        state.state, state.error = "failed", str(failures[0])
+        state.state, state.error = "failed", str(error)
         logger.error("calibration failed: %s", state.error)
         return
     aligner.calibration = calibration

@@ -95,9 +95,13 @@ async def calibrate(
             progress(done, len(prompts))
 
     # The iterator is shared: each worker takes the next prompt when it is free.
-    async with asyncio.TaskGroup() as group:
-        for _ in range(min(concurrency, len(prompts))):
-            group.create_task(work())
+    try:
+        async with asyncio.TaskGroup() as group:
+            for _ in range(min(concurrency, len(prompts))):
+                group.create_task(work())
+    except ExceptionGroup as failures:
+        # One failure cancels the rest, so there is one to tell.
+        raise failures.exceptions[0] from None
 
     if refused:
         logger.warning("%d of %d prompts do not fit this model; left out", refused, len(prompts))
