@@ -60,6 +60,7 @@ class RewardSuite:
         self._torch_threads = torch_threads
         self._scorers: dict[str, Scorer] = {}
         self._fingerprint: str | None = None
+        self._was_started = False
         self._health = {name: ScorerHealth() for name in dict.fromkeys(scorer_of.values())}
         self._text_thread = ThreadPoolExecutor(1, thread_name_prefix="rewards-text")
         self._batcher = Batcher(self._text_thread, ScoreCache(cache_entries), self._health)
@@ -92,10 +93,12 @@ class RewardSuite:
         RewardConfigError
             When ``max_batch_tokens`` is less than a single input may take.
         RewardError
-            When the device cannot be used, or the suite was started before.
+            When the device cannot be used, or the suite was started or closed before.
         """
-        if self._scorers:
+        self._batcher.check_open()
+        if self._was_started:
             raise RewardError("the reward suite is started already")
+        self._was_started = True
         worker = self._batcher.worker
         worker.start()
         try:

@@ -14,25 +14,19 @@ import transformers
 from torch import nn
 from typing_extensions import override
 
-from rewards.base import BatchedScorer, FloatArray, Message, Rendered, Sample, Tokens
+from rewards.base import BatchedScorer, FloatArray, Rendered, Sample, Tokens
 from rewards.batch import pad
-from rewards.config import ChatInput, PairInput, SequenceClassifierConfig
+from rewards.config import ChatInput, SequenceClassifierConfig
 from rewards.errors import RewardModelError, ScoringError
 from rewards.identity import hash_folder
 from rewards.models.device import resolve_dtype
 from rewards.models.encoding import Encoder
 from rewards.models.readout import Readout
-from rewards.templates import parse
+from rewards.models.self_test import check_padding, check_vocabulary, trial_inputs
+from rewards.models.views import make_view
 
 # Some configurations promise 131,072 positions; nobody means to pay for that on every answer.
 _DEFAULT_MAX_LENGTH = 2048
-
-_CHECK_PROMPT = "What is the capital of France, and what is it known for?"
-_CHECK_ANSWERS = (
-    "Paris.",
-    "The capital of France is Paris, known for its museums, its bridges and its bread.",
-    "I do not know. " * 12,
-)
 
 
 class SequenceClassifier(BatchedScorer):
@@ -73,22 +67,16 @@ class SequenceClassifier(BatchedScorer):
                 raise self._error(f"{missing}; put a transformers model there or correct the path")
             self._weights = hash_folder(source)
         try:
-            self._load(device)
+            tokenizer = self._load(device)
         except RewardModelError:
             raise
         except Exception as error:
             raise self._error(self._explain(error)) from error
-        self._check()
+        self._check(tokenizer)
 
     @override
     def render(self, sample: Sample) -> Rendered:
-        config = self._config.input
-        if isinstance(config, ChatInput):
-            return self._render_chat(sample, drops_system=config.system == "drop")
-        if isinstance(config, PairInput):
-            text, start, end = self._templates[1].render(sample)
-            return Rendered(text, start, end, first=self._templates[0].render(sample)[0])
-        return Rendered(*self._templates[0].render(sample))
+        return self._view.render(sample)
 
     @override
     def encode(self, rendered: Sequence[Rendered]) -> list[Tokens]:
@@ -116,7 +104,8 @@ class SequenceClassifier(BatchedScorer):
             scores = self._readout(self._model(**tensors).logits.float())
             return np.asarray(scores.cpu().numpy(), dtype=np.float64)
 
-    def _load(self, device: str) -> None:
+    def _load(self, device: str) -> Any:
+        """Load tokenizer and model, and return the tokenizer."""
         config = self._config
         options: dict[str, Any] = {"trust_remote_code": config.trust_remote_code}
         if isinstance(self._source, Path):
@@ -140,11 +129,13 @@ class SequenceClassifier(BatchedScorer):
                 "or encoder has no reward head; use a model trained as a sequence classifier"
             )
         if not self._weights:
-            self._weights = f"{self._source}@{getattr(model.config, '_commit_hash', None)}"
+            commit = getattr(model.config, "_commit_hash", None) or config.revision
+            self._weights = f"{self._source}@{commit}"
         self._device = device
         self._model = model.eval().to(device)
         self._prepare_model(tokenizer)
         self._prepare_text(tokenizer)
+        return tokenizer
 
     def _prepare_model(self, tokenizer: Any) -> None:
         model = self._model
@@ -182,36 +173,18 @@ class SequenceClassifier(BatchedScorer):
             raise self._error(f"max_length {config.max_length} is more than the {limit} it reads")
         limits = [_DEFAULT_MAX_LENGTH, tokenizer.model_max_length, limit or _DEFAULT_MAX_LENGTH]
         self.max_length = config.max_length or min(limits)
-        is_chat = isinstance(config.input, ChatInput)
-        if is_chat and not tokenizer.chat_template:
-            raise self._error("it has no chat template; use the view pair or text for its input")
+        try:
+            self._view = make_view(config.input, tokenizer)
+        except ValueError as error:
+            raise self._error(str(error)) from None
         specials = (tokenizer.bos_token_id, tokenizer.eos_token_id, self._pad_id)
         self._encoder = Encoder(
             tokenizer.backend_tokenizer,
             self.max_length,
-            adds_special_tokens=not is_chat,
+            adds_special_tokens=not isinstance(config.input, ChatInput),
             start_id=tokenizer.bos_token_id,
             empty_id=next(token for token in specials if token is not None),
         )
-        self._tokenizer = tokenizer
-        view = config.input
-        if isinstance(view, PairInput):
-            self._templates = [parse(view.a), parse(view.b)]
-        elif not isinstance(view, ChatInput):
-            self._templates = [parse(view.text)]
-
-    def _render_chat(self, sample: Sample, *, drops_system: bool) -> Rendered:
-        dialogue = [
-            message
-            for message in sample.messages
-            if not (drops_system and message["role"] == "system")
-        ]
-        answer = Message(role="assistant", content=sample.answer)
-        text = str(self._tokenizer.apply_chat_template([*dialogue, answer], tokenize=False))
-        # Templates may strip the answer; one that changes it more leaves all of it cuttable.
-        core = sample.answer.strip()
-        start = text.rfind(core) if core else len(text)
-        return Rendered(text, max(start, 0), start + len(core) if start >= 0 else len(text))
 
     def _choose_pad_id(self, batch: Sequence[Tokens]) -> int:
         """Return the id to pad this batch with.
@@ -230,43 +203,18 @@ class SequenceClassifier(BatchedScorer):
         self._model.config.get_text_config().pad_token_id = pad_id
         return pad_id
 
-    def _check(self) -> None:
-        """Refuse a model whose score of a text depends on what it is batched with."""
-        samples = [
-            Sample((Message(role="user", content=_CHECK_PROMPT),), answer)
-            for answer in _CHECK_ANSWERS
-        ]
+    def _check(self, tokenizer: Any) -> None:
+        """Refuse a model that would give wrong scores."""
+        is_exact = next(self._model.parameters()).dtype == torch.float32
         try:
-            inputs = self.encode([self.render(sample) for sample in samples])
-            self._check_tokenizer(inputs)
-            together = self.forward(inputs)
-            alone = np.concatenate([self.forward([tokens]) for tokens in inputs])
-        except RewardModelError:
-            raise
+            inputs = trial_inputs(self)
+            check_vocabulary(inputs, tokenizer.unk_token_id, tokenizer.all_special_ids)
+            # bfloat16 has 8 bits: batching alone moves a sound score by a percent or two.
+            check_padding(self, inputs, rtol=1e-3 if is_exact else 5e-2)
+        except ValueError as error:
+            raise self._error(str(error)) from error
         except Exception as error:
             raise self._error(f"a trial run failed: {type(error).__name__}: {error}") from error
-        if not (np.isfinite(together).all() and np.isfinite(alone).all()):
-            raise self._error(
-                "it gives scores that are not finite; its weights are damaged, or "
-                "overflow in this dtype (try dtype: float32)"
-            )
-        rtol = 1e-3 if next(self._model.parameters()).dtype == torch.float32 else 5e-2
-        gap = np.abs(together - alone) / (1.0 + np.abs(alone))
-        if gap.max() > rtol:
-            raise self._error(
-                f"a text scores {gap.max():.2g} differently alone than padded in a batch (limit "
-                f"{rtol:g}); this architecture mishandles padding and cannot be batched here"
-            )
-
-    def _check_tokenizer(self, inputs: Sequence[Tokens]) -> None:
-        """Refuse a tokenizer without a vocabulary: what transformers makes of a missing file."""
-        specials = set(self._tokenizer.all_special_ids) - {self._tokenizer.unk_token_id}
-        ids = [token for tokens in inputs for token in tokens.ids if token not in specials]
-        if ids and all(token == self._tokenizer.unk_token_id for token in ids):
-            raise self._error(
-                "its tokenizer knows no word of a plain English sentence; the tokenizer files "
-                "(tokenizer.json, or a vocabulary) are missing or empty"
-            )
 
     def _explain(self, error: Exception) -> str:
         text = f"{type(error).__name__}: {error}"

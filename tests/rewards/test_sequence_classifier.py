@@ -138,6 +138,14 @@ def test_chat_may_drop_the_system_message(tiny_model):
     assert dropped.text[dropped.start : dropped.end] == "hello"
 
 
+@pytest.mark.parametrize("answer", ["s", "</s>", "", "user", "a </s>"])
+def test_the_place_of_an_answer_that_looks_like_the_template(answer, tiny_model):
+    scorer = load(tiny_model("llama"), input={"view": "chat"})
+    rendered = scorer.render(Sample(({"role": "user", "content": "hi"},), answer))
+    assert rendered.text[rendered.start : rendered.end] == answer
+    assert rendered.text[rendered.end :] == "</s>"
+
+
 @pytest.mark.parametrize(
     ("output", "read"),
     [

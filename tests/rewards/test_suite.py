@@ -236,6 +236,8 @@ async def test_a_suite_that_cannot_load_ends_its_threads():
     suite = suite_of(HeldScorer(), build=build)
     with pytest.raises(RewardError, match="no model"):
         await suite.start()
+    with pytest.raises(RewardError, match="closed; load it again"):
+        await suite.start()
     suite._batcher.worker.join(20)
     assert not suite._batcher.worker._thread.is_alive()
 
