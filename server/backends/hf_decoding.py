@@ -144,8 +144,7 @@ class Batch:
             logits = output.logits[:, -1].float()
         self._logits = None
         uniforms = None if self._uniforms is None else self._uniforms.draw()
-        tokens = sample(logits, uniforms, self._sampling)
-        log_partition = logits.logsumexp(dim=-1, keepdim=True)
+        tokens, log_partition = sample(logits, uniforms, self._sampling)
         logprobs = (logits.gather(-1, tokens.unsqueeze(-1)) - log_partition).squeeze(-1).tolist()
         # NaN anywhere in a row's logits makes its log-partition, and so this sum, NaN.
         if sum(logprobs) != sum(logprobs):

@@ -64,8 +64,8 @@ class UniformStreams:
 
 def sample(
     logits: torch.Tensor, uniforms: torch.Tensor | None, sampling: SamplingSettings
-) -> torch.Tensor:
-    """Return one token for each row, shape (n_rows,).
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return one token for each row, and the log-partition of its logits.
 
     Parameters
     ----------
@@ -75,34 +75,41 @@ def sample(
     sampling : SamplingSettings
         Temperature first, then top-k, then top-p on what top-k left: the order of transformers
         and vLLM.
+
+    Returns
+    -------
+    tokens : tensor, shape (n_rows,)
+    log_partition : tensor, shape (n_rows, 1)
+        Before any of the settings; logits minus this are the model's own log-probabilities.
     """
+    largest = logits.amax(dim=-1, keepdim=True)
+    weights = (logits - largest).exp_()
+    log_partition = weights.sum(dim=-1, keepdim=True).log_().add_(largest)
     if sampling.temperature == 0.0 or uniforms is None:
-        return logits.argmax(dim=-1)
-    if sampling.temperature != 1.0:
-        # A temperature near 0 would overflow float32 without the maximum at 0.
-        logits = (logits - logits.amax(dim=-1, keepdim=True)) / sampling.temperature
-    n_vocab = logits.shape[-1]
-    if 0 < sampling.top_k < n_vocab:
+        return logits.argmax(dim=-1), log_partition
+    ids = None
+    if 0 < sampling.top_k < logits.shape[-1]:
         likeliest, ids = logits.topk(sampling.top_k, dim=-1)
-        probabilities = likeliest.softmax(dim=-1)
-        if sampling.top_p < 1.0:
-            probabilities = _nucleus(probabilities, sampling.top_p)
-        return ids.gather(-1, _invert_cdf(probabilities, uniforms)).squeeze(-1)
-    probabilities = logits.softmax(dim=-1)
+        weights = ((likeliest - largest) / sampling.temperature).exp_()
+    elif sampling.temperature != 1.0:
+        weights = ((logits - largest) / sampling.temperature).exp_()
     if sampling.top_p < 1.0:
-        likeliest, ids = probabilities.topk(min(_NUCLEUS_GUESS, n_vocab), dim=-1)
-        if bool((likeliest.sum(dim=-1) < sampling.top_p).any()):
-            likeliest, ids = probabilities.sort(dim=-1, descending=True)
-        return ids.gather(-1, _invert_cdf(_nucleus(likeliest, sampling.top_p), uniforms)).squeeze(
-            -1
-        )
-    return _invert_cdf(probabilities, uniforms).squeeze(-1)
+        limit = sampling.top_p * weights.sum(dim=-1, keepdim=True, dtype=torch.float64)
+        if ids is None:
+            weights, ids = _descending(weights, limit)
+        # The smallest prefix whose mass reaches the limit; its first token always stays.
+        before = weights.cumsum(dim=-1, dtype=torch.float64) - weights
+        weights = weights.masked_fill(before >= limit, 0.0)
+    places = _invert_cdf(weights, uniforms)
+    return (places if ids is None else ids.gather(-1, places)).squeeze(-1), log_partition
 
 
-def _nucleus(probabilities: torch.Tensor, top_p: float) -> torch.Tensor:
-    """Return descending probabilities with zeros behind the smallest prefix of mass `top_p`."""
-    before = probabilities.cumsum(dim=-1, dtype=torch.float64) - probabilities
-    return probabilities.masked_fill(before >= top_p, 0.0)
+def _descending(weights: torch.Tensor, mass: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the largest weights in order, at least as many as reach `mass`, and their places."""
+    guess, ids = weights.topk(min(_NUCLEUS_GUESS, weights.shape[-1]), dim=-1)
+    if bool((guess.sum(dim=-1, keepdim=True, dtype=torch.float64) >= mass).all()):
+        return guess, ids
+    return weights.sort(dim=-1, descending=True)
 
 
 def _invert_cdf(weights: torch.Tensor, uniforms: torch.Tensor) -> torch.Tensor:

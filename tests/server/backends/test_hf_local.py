@@ -413,6 +413,8 @@ async def test_a_request_that_leaves_while_it_waits_never_runs(llama_folder, mon
     second = asyncio.create_task(collect(backend, OTHER, n=2, max_tokens=3))
     await until(lambda: backend.health()["waiting"] == 1)
     second.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await second
     held.permits.release(1000)
     await first
     await until(lambda: backend.health()["waiting"] == 0)

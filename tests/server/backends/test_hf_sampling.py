@@ -62,7 +62,7 @@ def test_frequencies_are_those_of_the_settings(n_vocab, settings):
     uniforms = torch.from_numpy(np.random.default_rng(1).random((6_000, 1)))
     tokens = torch.cat(
         [
-            sample(some, u, SamplingSettings(**settings))
+            sample(some, u, SamplingSettings(**settings))[0]
             for some, u in zip(rows.split(1000), uniforms.split(1000), strict=True)
         ]
     )
@@ -75,8 +75,11 @@ def test_the_draw_inverts_the_cdf(n_vocab):
     logits = generator.standard_normal((64, n_vocab)).astype(np.float32)
     uniforms = generator.random((64, 1))
     uniforms[:4] = [[0.0], [1e-12], [0.5], [1 - 2**-53]]
-    tokens = sample(torch.from_numpy(logits), torch.from_numpy(uniforms), SamplingSettings())
+    tokens, log_partition = sample(
+        torch.from_numpy(logits), torch.from_numpy(uniforms), SamplingSettings()
+    )
     weights = np.exp(logits.astype(np.float64))
+    assert_allclose(log_partition[:, 0], np.log(weights.sum(axis=1)), rtol=1e-6)
     cdf = np.cumsum(weights, axis=1) / weights.sum(axis=1, keepdims=True)
     at = tokens.numpy()
     rows = np.arange(64)
@@ -89,7 +92,7 @@ def test_the_draw_inverts_the_cdf(n_vocab):
 def test_a_token_without_probability_is_never_drawn(u):
     logits = torch.full((1, 1000), -torch.inf)
     logits[0, [400, 700]] = 0.0
-    token = sample(logits, torch.tensor([[u]], dtype=torch.float64), SamplingSettings()).item()
+    token = sample(logits, torch.tensor([[u]], dtype=torch.float64), SamplingSettings())[0].item()
     assert token == (400 if u < 0.5 else 700)
 
 
@@ -97,20 +100,23 @@ def test_a_flat_nucleus_beyond_the_first_guess():
     # 5,000 tokens of equal probability: 90 % of the mass needs 4,500 of them.
     logits = torch.zeros(2000, 5000)
     uniforms = torch.from_numpy(np.random.default_rng(0).random((2000, 1)))
-    tokens = sample(logits, uniforms, SamplingSettings(top_p=0.9))
+    tokens, _ = sample(logits, uniforms, SamplingSettings(top_p=0.9))
     # About 1,600 different ones are expected; a nucleus cut at the first guess has 1,024 at most.
     assert len(set(tokens.tolist())) > 1400
 
 
-def test_extreme_settings():
-    logits = torch.tensor([[1.0, 3.0, 2.0, 1e4]])
-    u = torch.tensor([[0.999999]], dtype=torch.float64)
-    assert sample(logits, None, SamplingSettings(temperature=0.0)).item() == 3
-    assert sample(logits, u, SamplingSettings(temperature=0.0)).item() == 3
-    assert sample(logits, u, SamplingSettings(temperature=1e-6)).item() == 3
-    assert sample(logits, u, SamplingSettings(top_k=1)).item() == 3
-    assert sample(logits, u, SamplingSettings(top_k=99)).item() == 3
-    assert sample(logits[:, :3], u, SamplingSettings(top_p=1e-9)).item() == 1
+@pytest.mark.parametrize(
+    "settings",
+    [{"temperature": 0.0}, {"temperature": 1e-6}, {"top_k": 1}, {"top_k": 99}, {"top_p": 1e-9}],
+    ids=str,
+)
+@pytest.mark.parametrize("largest", [3.5, 1e4, 1e30])
+def test_extreme_settings(settings, largest):
+    logits = torch.tensor([[1.0, 3.0, 2.0, largest]])
+    u = torch.tensor([[0.5]], dtype=torch.float64)
+    tokens, log_partition = sample(logits, u, SamplingSettings(**settings))
+    assert tokens.tolist() == [3]
+    assert_allclose(log_partition.item(), torch.logsumexp(logits.double(), -1).item(), rtol=1e-6)
 
 
 def test_uniforms_depend_on_seed_and_candidate_alone():
