@@ -26,6 +26,7 @@ class Admission:
     """
 
     def __init__(self, max_running: int, max_queue: int) -> None:
+        self.max_running = max_running
         self._free = asyncio.Semaphore(max_running)
         self._max_queue = max_queue
         self.n_waiting = 0

@@ -19,60 +19,71 @@ from server.calibrator import Progress
 from server.prompts import Conversation
 from server.schemas import PaletteOptions
 
+# How every line begins: what is left of a torn one is known by it.
+_HEAD = b'{"index": '
+
 
 class OutputError(Exception):
     """The output file cannot be continued; the message says why and what to do."""
 
 
 def run_key(
+    aligner: Aligner,
     prompts: Sequence[Conversation],
     palette: PaletteOptions | None,
     sampling: SamplingSettings,
     seed: int,
-    model: str,
 ) -> str:
     """Return what tells one run from another: lines of different runs must not mix in a file."""
-    record = {
+    record: dict[str, Any] = {
         "prompts": prompts,
-        "palette": palette.model_dump() if palette else None,
         "sampling": asdict(sampling),
         "seed": seed,
-        "model": model,
+        "model": aligner.backend.fingerprint,
     }
+    if palette is not None:
+        calibration = aligner.calibration
+        record |= {
+            "palette": palette.model_dump(),
+            "rewards": aligner.rewards.fingerprint,
+            "calibration": calibration.pilot.fingerprint if calibration else None,
+        }
     text = json.dumps(record, sort_keys=True, ensure_ascii=False)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def answered(path: Path, key: str) -> set[int]:
-    """Return the indices that a file already has; a line cut in half is removed.
+def answered(path: Path, key: str, n_prompts: int) -> dict[int, bool]:
+    """Return, by index, whether the answers that a file already has were refused.
+
+    A line cut in half is removed.
 
     Raises
     ------
     OutputError
-        When the file holds something else, or lines of another run.
+        When the file holds something else, or lines of another run. It is left as it is.
     """
     if not path.exists():
-        return set()
-    found: set[int] = set()
+        return {}
+    found: dict[int, bool] = {}
     remedy = "write to another file, or delete this one"
     with path.open("r+b") as file:
         whole = 0
         for line in file:
-            if not line.endswith(b"\n"):
+            if not line.endswith(b"\n") and line.startswith(_HEAD[: len(line)]):
                 break  # the process ended while it wrote this line
             try:
                 record = json.loads(line)
-                index, run = record["index"], record["run"]
-            except (ValueError, KeyError, TypeError) as error:
+                index, run, is_refused = record["index"], record["run"], "error" in record
+            except (ValueError, KeyError, TypeError, RecursionError) as error:
                 msg = f"{path} is no output of `palette generate`: {remedy}"
                 raise OutputError(msg) from error
-            if run != key:
+            if run != key or type(index) is not int or not 0 <= index < n_prompts:
                 msg = (
-                    f"{path} holds answers to other prompts, another palette, seed, model or other "
-                    f"settings: {remedy}"
+                    f"{path} holds answers to other prompts, or of another palette, seed, model, "
+                    f"calibration or other settings: {remedy}"
                 )
                 raise OutputError(msg)
-            found.add(index)
+            found[index] = is_refused
             whole += len(line)
         file.truncate(whole)
     return found
@@ -89,7 +100,7 @@ async def generate_file(
     concurrency: int = 4,
     progress: Progress = lambda done, total: None,
 ) -> int:
-    """Write one JSON line per prompt as its answer is chosen; return how many prompts were refused.
+    """Write one JSON line per prompt as its answer is chosen; return how many were refused.
 
     Each answer depends on its prompt, the palette, the settings and (seed, index) alone, so a run
     that was stopped and continued gives the same answers as one that was not.
@@ -101,10 +112,10 @@ async def generate_file(
     PaletteError, InfeasiblePaletteError, CalibrationMissingError, BackendError, RewardError
         The first failure ends the run; what was answered stays in the file.
     """
-    key = run_key(prompts, palette, sampling, seed, aligner.backend.model_id)
-    have = answered(out, key)
+    key = run_key(aligner, prompts, palette, sampling, seed)
+    have = answered(out, key, len(prompts))
     waiting = iter([index for index in range(len(prompts)) if index not in have])
-    done, refused = len(have), 0
+    done, refused = len(have), sum(have.values())
     progress(done, len(prompts))
     out.parent.mkdir(parents=True, exist_ok=True)
     with out.open("ab") as file:
@@ -143,7 +154,8 @@ async def generate_file(
 
         try:
             async with asyncio.TaskGroup() as group:
-                for _ in range(concurrency):
+                # More would only wait in the queue, and be refused when that is full.
+                for _ in range(min(concurrency, aligner.admission.max_running)):
                     group.create_task(work())
         except ExceptionGroup as failures:
             raise failures.exceptions[0] from None

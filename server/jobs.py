@@ -157,6 +157,8 @@ async def generate_to_file(
 ) -> int:
     """Answer a file of prompts; return how many could not be answered."""
     conversations = read_prompts(prompts)
+    # The limit protects a server from its clients; here the operator is the only one.
+    settings = settings.model_copy(update={"max_running": concurrency})
     async with running_aligner(settings) as aligner:
         with terminal.progress_bar("generating") as progress:
             return await generate_file(
