@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -28,23 +29,20 @@ class Evaluation:
         ∇Λ_N: expected level of the served answer.
     hessian : ndarray, shape (k, k)
         ∇²Λ_N: mean covariance of the served answer within its group.
+    asked : float
+        λ·c, what the palette asks of the direction λ.
     support : float
-        h_N(λ), the mean over groups of max_j λ·x_j.
+        h_N(λ), the mean over groups of max_j λ·x_j: what a choice can give of it.
+    is_finite : bool
+        Whether nothing overflowed.
     """
 
     value: float
     levels: FloatArray
     hessian: FloatArray
+    asked: float
     support: float
-
-    @property
-    def is_finite(self) -> bool:
-        """Whether nothing overflowed."""
-        return bool(
-            np.isfinite(self.value)
-            and np.isfinite(self.levels).all()
-            and np.isfinite(self.hessian).all()
-        )
+    is_finite: bool
 
 
 class ServedDual:
@@ -110,8 +108,9 @@ class ServedDual:
 
     def linear(self, multipliers: FloatArray) -> float:
         """Return λ·c, with each value's lower or upper bound as the sign of λ says."""
-        up, down = multipliers > 0, multipliers < 0
-        return float(multipliers[up] @ self.lower[up] + multipliers[down] @ self.upper[down])
+        # A multiplier of 0 asks for nothing, even of an infinite bound.
+        below = np.where(multipliers < 0, self.upper, 0.0)
+        return float(multipliers @ np.where(multipliers > 0, self.lower, below))
 
     def __call__(self, multipliers: FloatArray) -> Evaluation:
         """Return value, gradient parts and Hessian at standardised multipliers, shape (k,)."""
@@ -121,18 +120,26 @@ class ServedDual:
         gram = np.zeros((k, k))
         with np.errstate(over="ignore", invalid="ignore"):
             for x, mask, offset in zip(self._solved, self._masks, self._offsets, strict=True):
-                weights, log_z, tops = softmax(multipliers, x, mask, offset)
-                log_partition += log_z
-                support += tops
+                weights, log_z, best = softmax(multipliers, x, mask, offset)
+                log_partition += float(log_z.sum())
+                support += best
                 weighted = x * weights
                 means = weighted.sum(axis=1)
                 levels += means.sum(axis=1)
-                flat = k, weights.size
-                gram += weighted.reshape(flat) @ x.reshape(flat).T - means @ means.T
+                gram -= means @ means.T
+                flat, weighted = x.reshape(k, weights.size), weighted.reshape(k, weights.size)
+                # Few values and many candidates: a row of products at a time is about twice as
+                # fast as one matrix product, which cannot use the symmetry.
+                for i in range(k):
+                    row = flat[i:] @ weighted[i]
+                    gram[i, i:] += row
+                    gram[i + 1 :, i] += row[1:]
             count = max(1, self.n_groups)
+            asked = self.linear(multipliers)
             penalty = 0.5 * self.ridge * float(multipliers @ multipliers)
-            value = self.linear(multipliers) - log_partition / count - penalty
-        return Evaluation(value, levels / count, gram / count, support / count)
+            value = asked - log_partition / count - penalty
+            is_finite = math.isfinite(value + float(levels.sum()) + float(gram.sum()))
+        return Evaluation(value, levels / count, gram / count, asked, support / count, is_finite)
 
     def vertex(self, direction: FloatArray) -> FloatArray:
         """Return the levels of the choice that maximises `direction`, shape (k,), standardised.
@@ -190,8 +197,8 @@ class ServedDual:
 
 def softmax(
     multipliers: FloatArray, x: FloatArray, mask: FloatArray | None, offset: FloatArray | None
-) -> tuple[FloatArray, float, float]:
-    """Return the weights in each group, the sum of log Σ_j exp, and the sum of max_j λ·x_j.
+) -> tuple[FloatArray, FloatArray, float]:
+    """Return the weights in each group, its log Σ_j exp, and the groups' sum of max_j λ·x_j.
 
     Parameters
     ----------
@@ -206,8 +213,8 @@ def softmax(
     Returns
     -------
     weights : ndarray, shape (n_candidates, n_groups)
-    log_partition, support : float
-        Summed over groups.
+    log_partition : ndarray, shape (n_groups,)
+    support : float
     """
     k, n_candidates, n_groups = x.shape
     score = multipliers @ x.reshape(k, n_candidates * n_groups)
@@ -223,4 +230,4 @@ def softmax(
     np.exp(score, out=score)
     total = score.sum(axis=0)
     score /= total
-    return score, float((top + np.log(total)).sum()), support
+    return score, np.asarray(top + np.log(total)), support

@@ -112,8 +112,8 @@ def is_certificate(dual: ServedDual, point: FloatArray, here: Evaluation) -> boo
     if dual.ridge > 0.0:
         return False
     size = float(np.abs(point).sum())
-    rounding = 1e-13 * (abs(here.support) + abs(dual.linear(point)))
-    return dual.linear(point) - here.support > CERTIFICATE_TOLERANCE * size + rounding
+    rounding = 1e-13 * (abs(here.support) + abs(here.asked))
+    return here.asked - here.support > CERTIFICATE_TOLERANCE * size + rounding
 
 
 def _search(

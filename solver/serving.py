@@ -49,10 +49,11 @@ def serve(dual: ServedDual, multipliers: FloatArray) -> Served:
     weights = np.empty((0, 0))
     with np.errstate(over="ignore", invalid="ignore"):
         for x, mask in dual.blocks():
-            weights, _, _ = softmax(everything, x, mask, None)
-            excesses.append((x * weights).sum(axis=1))
+            weights, log_z, _ = softmax(everything, x, mask, None)
+            excess = (x * weights).sum(axis=1)
+            excesses.append(excess)
             sizes.append(1.0 / (weights * weights).sum(axis=0))
-            divergences.append((weights * np.log(np.maximum(weights, 1e-300))).sum(axis=0))
+            divergences.append(everything @ excess - log_z)  # Σ w log w, as log w = λ·x − log Z
         excess = np.concatenate(excesses, axis=1).T
         ess = float(np.concatenate(sizes).mean())
         kl = float(np.concatenate(divergences).mean() + np.log(groups.n_candidates))
@@ -81,8 +82,7 @@ def _clustered_error(
     _, cluster, counts = np.unique(prompt, return_inverse=True, return_counts=True)
     if len(counts) < 2:
         return np.zeros(levels.shape[1])
-    sums = np.zeros((len(counts), levels.shape[1]))
-    np.add.at(sums, cluster, levels)
-    means = sums / counts[:, None]
+    sums = [np.bincount(cluster, level) for level in levels.T]
+    means = np.stack(sums, axis=1) / counts[:, None]
     n_independent = min(groups.n_independent, len(counts))
     return np.asarray(means.std(axis=0, ddof=1) / np.sqrt(n_independent))
