@@ -54,7 +54,7 @@ def read_prompts(path: Path) -> list[Conversation]:
         With file, line and remedy.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         msg = f"prompts {path} cannot be read: {error}"
         raise PromptsError(msg) from error
@@ -64,7 +64,7 @@ def read_prompts(path: Path) -> list[Conversation]:
             continue
         try:
             prompts.append(parse_prompt(json.loads(line)))
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             msg = f"{path}, line {number}: {error}"
             raise PromptsError(msg) from error
     if not prompts:

@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Any, Self
 
 import platformdirs
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from server import embedded
 from server.backends.base import SamplingSettings
+from server.schemas import PaletteOptions
 
 PREFIX = "PALETTE_"
 
@@ -125,6 +126,17 @@ class Settings(BaseSettings):
         description="Logs never hold prompts or answers.",
     )
 
+    @field_validator("default_palette")
+    @classmethod
+    def _check_palette(cls, palette: dict[str, Any] | None) -> dict[str, Any] | None:
+        """Refuse what is no palette; which values there are shows when the rewards are loaded."""
+        if palette is not None:
+            try:
+                PaletteOptions.model_validate(palette)
+            except ValidationError as error:
+                raise ValueError(_describe(error)) from error
+        return palette
+
     @model_validator(mode="after")
     def _check_limits(self) -> Self:
         if self.candidates > self.max_candidates:
@@ -152,7 +164,8 @@ class Settings(BaseSettings):
             return self.model_name
         if self.model == str(embedded.CHAT_MODEL):
             return embedded.CHAT_MODEL_NAME
-        path = Path(self.model)
+        # Made absolute: "." has no name of its own.
+        path = Path(os.path.abspath(self.model))
         return path.name if path.is_dir() else self.model
 
 
@@ -182,6 +195,7 @@ def _describe(error: ValueError) -> str:
     if not isinstance(error, ValidationError):
         return str(error)
     return "; ".join(
-        f"{'.'.join(str(part) for part in finding['loc']) or 'settings'}: {finding['msg']}"
+        f"{'.'.join(str(part) for part in finding['loc']) or 'settings'}: "
+        + finding["msg"].removeprefix("Value error, ")
         for finding in error.errors()
     )
