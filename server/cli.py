@@ -191,7 +191,7 @@ def solve(
     from server import jobs
 
     wanted = _json_option("--targets", targets)
-    if candidates not in ("auto", "inf") and not candidates.isdigit():
+    if candidates not in ("auto", "inf") and not candidates.isdecimal():
         _fail(f"--candidates: {candidates!r} is no whole number, `auto` or `inf`", BAD_USAGE)
     n_candidates = (
         "auto" if candidates == "auto" else math.inf if candidates == "inf" else int(candidates)

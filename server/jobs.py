@@ -195,7 +195,7 @@ async def score_to_file(settings: Settings, file: Path, out: Path | None) -> Non
 def _read_answers(file: Path) -> Iterable[Sample]:
     where = "standard input" if str(file) == "-" else str(file)
     try:
-        text = sys.stdin.read() if str(file) == "-" else file.read_text(encoding="utf-8")
+        text = sys.stdin.read() if str(file) == "-" else file.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         msg = f"answers {where} cannot be read: {error}"
         raise PromptsError(msg) from error
@@ -208,7 +208,7 @@ def _read_answers(file: Path) -> Iterable[Sample]:
             answer = record["answer"]
             if not isinstance(answer, str):
                 raise TypeError
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             msg = (
                 f"{where}, line {number}: each line is "
                 f'{{"messages": [...] or "prompt": "...", "answer": "..."}} ({error})'
