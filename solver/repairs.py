@@ -8,13 +8,14 @@ from typing import Any, Final, Literal
 
 import numpy as np
 import numpy.typing as npt
-from scipy import optimize
 
 from solver.dual import ServedDual
 from solver.errors import PaletteError, UnknownValueError
-from solver.feasibility import Rows, reach
+from solver.feasibility import reach
+from solver.nearest import nearest
 from solver.palette import Palette
 from solver.pilot import PilotSet
+from solver.rows import Rows
 from solver.solution import Solution, Status
 from solver.solving import solve
 
@@ -24,7 +25,6 @@ Method = Literal["interpolate", "nearest", "greedy"]
 # An achievable limit needs unbounded multipliers, so what is served lies this share of the way
 # back to the levels of the base model; the later ones are for limits that are nearly flat there.
 PULLS: Final = (0.01, 0.03, 0.1, 0.3, 1.0)
-_NEAREST_GAP: Final = 1e-8
 
 
 @dataclass(frozen=True, eq=False)
@@ -125,7 +125,8 @@ def repair(
     if method == "interpolate":
         fraction, bound = _interpolate(dual, rows, base)
     elif method == "nearest":
-        distance, bound = _nearest(dual, rows, base)
+        found = nearest(dual, rows, rows.bound, base[None])
+        distance, bound = found.distance, rows.bound - found.slack
     else:
         columns = [pilot.values.index(name) for name in order]
         bound = _greedy(
@@ -162,35 +163,6 @@ def _greedy(dual: ServedDual, rows: Rows, base: FloatArray, order: list[int]) ->
         levels = levels + float(np.clip(found.distance, 0.0, 1.0)) * step
         points = np.vstack([points, found.levels])
     return levels
-
-
-def _nearest(dual: ServedDual, rows: Rows, base: FloatArray) -> tuple[float, FloatArray]:
-    """Return the distance to the achievable row levels, and the nearest of them.
-
-    Notes
-    -----
-    Fully corrective Frank-Wolfe: the slack s of the best mixture of known vertices is itself the
-    direction in which to look for the next one, and s·bound − h_N(s) bounds the distance from
-    below. The best mixture is a point of least norm in a polytope plus a cone, found by
-    non-negative least squares on the homogenised system (Wolfe, Math. Program. 11 (1976) 128).
-    """
-    short = (rows.bound - rows.at(base))[None]
-    slack = np.maximum(short[0], 0.0)
-    for _ in range(2000):
-        size = float(np.linalg.norm(slack))
-        if size <= _NEAREST_GAP:
-            break
-        direction = rows.direction(slack, len(base))
-        vertex = rows.bound - rows.at(dual.vertex(direction))
-        gap = size - float(slack @ vertex) / size
-        if gap <= _NEAREST_GAP * max(1.0, size) or (np.abs(short - vertex).max(axis=1) == 0).any():
-            break
-        short = np.vstack([short, vertex])
-        n, n_rows = short.shape
-        system = np.block([[short.T, np.eye(n_rows)], [np.ones(n), np.zeros(n_rows)]])
-        mix, _ = optimize.nnls(system, np.append(np.zeros(n_rows), 1.0))
-        slack = np.maximum(mix[:n] @ short / mix[:n].sum(), 0.0)
-    return float(np.linalg.norm(slack)), rows.bound - slack
 
 
 def _order(palette: Palette, priorities: Sequence[str] | None) -> list[str]:

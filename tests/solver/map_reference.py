@@ -32,3 +32,28 @@ def paper_multipliers(samples, levels, n_steps=150, learning_rate=0.1):
             tau = tau - learning_rate * ahead / (np.sqrt(square / (1 - 0.999**step)) + 1e-8)
             tau = tau.astype(np.float32)
     return multipliers.astype(np.float64), True
+
+
+def paper_multipliers_autograd(samples, levels, n_steps=150, learning_rate=0.1):
+    """Return the same through torch's autograd and Adam, the way the published program runs it.
+
+    λ lives in one tensor that every step overwrites in place, and the graph is retained, so each
+    backward pass walks through all the steps before it: this is where its time goes.
+    """
+    import torch
+
+    r = torch.tensor(np.asarray(samples).T, dtype=torch.float32)
+    c = torch.tensor(np.asarray(levels), dtype=torch.float32)
+    columns = list(range(len(c)))
+    multipliers = torch.ones(len(c))
+    tau = torch.zeros(len(c), requires_grad=True)
+    adam = torch.optim.Adam([tau], lr=learning_rate)
+    for _ in range(n_steps):
+        adam.zero_grad()
+        multipliers[columns] = torch.exp(tau)
+        if not torch.isfinite(multipliers).all():
+            return multipliers.detach().numpy(), False
+        log_partition = torch.log(torch.exp((multipliers[:, None] * r).sum(dim=0)).mean())
+        (log_partition - torch.dot(multipliers, c)).backward(retain_graph=True)
+        adam.step()
+    return multipliers.detach().numpy().astype(np.float64), True

@@ -3,7 +3,8 @@ import pytest
 
 from solver import Palette, PilotSet, Status, solve
 from solver.dual import ServedDual
-from solver.feasibility import Rows, certificate, margin, reach
+from solver.feasibility import certificate, margin, reach
+from solver.rows import Rows
 from tests.solver.problems import (
     at_least,
     explicit_margin,
