@@ -220,7 +220,7 @@ def _scoring_error(scorer: BatchedScorer, error: Exception) -> RewardError:
     """Return what the requests of a failed batch are told."""
     if isinstance(error, ScoringError):
         return error
-    problem = f"the forward pass failed with {type(error).__name__}: {error}"
+    problem = f"scoring failed with {type(error).__name__}: {error}"
     failure = ScoringError(scorer.name, scorer.values, problem)
     failure.__cause__ = error
     return failure

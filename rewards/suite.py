@@ -79,6 +79,8 @@ class RewardSuite:
     @property
     def text_only_names(self) -> tuple[str, ...]:
         """Return the values that any text has, whoever wrote it. Known once started."""
+        if not self._scorers:
+            raise RewardError("what values need is known once the suite is started; await start()")
         return tuple(
             name for name in self.names if not self._scorers[self._scorer_of[name]].needs_logprobs
         )

@@ -8,7 +8,7 @@ import shutil
 import pytest
 from safetensors.torch import load_file, save_file
 
-from rewards import RewardModelError, load_rewards
+from rewards import RewardError, RewardModelError, load_rewards
 from rewards.config import SequenceClassifierConfig
 from rewards.models.sequence_classifier import SequenceClassifier
 from tests.rewards.tiny import bytelevel
@@ -146,3 +146,11 @@ async def test_a_chat_view_needs_a_template(tmp_path, folder):
 async def test_a_name_that_the_hub_does_not_give(tmp_path, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     await refused(tmp_path, "nobody/nothing", "no such folder beside the rewards file")
+
+
+@pytest.mark.parametrize("device", ["cuda:99", "nonsense"])
+async def test_a_device_that_is_not_there(device, tmp_path, folder):
+    path = tmp_path / "rewards.yaml"
+    path.write_text(CONFIG.format(model="m", more=""))
+    with pytest.raises(RewardError, match=rf"{device}.*Use auto, cpu or cuda:N"):
+        await load_rewards(path, device=device).start()
