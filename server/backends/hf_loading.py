@@ -16,6 +16,7 @@ from transformers.utils import logging as transformers_logging
 
 from server.backends.base import ModelLoadError
 from server.backends.hf_decoding import check_decoding
+from server.backends.hf_text import Detokenizer
 
 # Below this, fingerprinting reads every byte of the weights; above it, headers and samples.
 _HASH_ALL_BYTES = 1_000_000_000
@@ -48,6 +49,7 @@ class LoadedModel:
     ----------
     model, tokenizer : Any
         transformers' objects, which carry no useful static types.
+    detokenizer : Detokenizer
     device : torch.device
     eos_ids : frozenset of int
         Every token that ends an answer.
@@ -58,6 +60,7 @@ class LoadedModel:
 
     model: Any
     tokenizer: Any
+    detokenizer: Detokenizer
     device: torch.device
     eos_ids: frozenset[int]
     max_context: int
@@ -111,6 +114,7 @@ def load_model(
     return LoadedModel(
         model=model,
         tokenizer=tokenizer,
+        detokenizer=Detokenizer(tokenizer),
         device=target,
         eos_ids=_eos_ids(name, model, tokenizer),
         max_context=_max_context(name, config, tokenizer, max_context),

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -215,8 +216,5 @@ def _default_id(model: str) -> str:
 
 def _call(loop: asyncio.AbstractEventLoop, action: Any) -> None:
     """Run `action` on the loop, from the worker thread; nobody is left to hear it once closed."""
-    try:
+    with suppress(RuntimeError):  # "Event loop is closed"
         loop.call_soon_threadsafe(action)
-    except RuntimeError:
-        if not loop.is_closed():
-            raise

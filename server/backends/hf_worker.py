@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     # torch is imported by the thread, so that importing this module, or the server, costs nothing.
     from server.backends.hf_decoding import Batch, Prefix
     from server.backends.hf_loading import LoadedModel
-    from server.backends.hf_text import Detokenizer
 
 logger = logging.getLogger(__name__)
 
@@ -172,9 +171,6 @@ class Worker:
     def _serve(self, loaded: LoadedModel) -> None:
         import torch
 
-        from server.backends.hf_text import Detokenizer
-
-        detokenizer = Detokenizer(loaded.tokenizer)
         with torch.inference_mode():
             while self._take():
                 self._admit()
@@ -182,7 +178,7 @@ class Worker:
                     if part.job.is_cancelled:
                         self._running.remove(part)
                     else:
-                        self._step(part, loaded, detokenizer)
+                        self._step(part, loaded)
                 if self._is_failing and self._probe_wanted:
                     self._probe(loaded)
 
@@ -219,28 +215,29 @@ class Worker:
                 if job.n_admitted == job.n_candidates:
                     self._waiting.popleft()
 
-    def _step(self, part: _Slice, loaded: LoadedModel, detokenizer: Detokenizer) -> None:
+    def _step(self, part: _Slice, loaded: LoadedModel) -> None:
         """Give one step to a slice; a failure is its job's alone."""
         job = part.job
         try:
             if part.batch is None:
-                part.batch = self._start(part, loaded, detokenizer)
+                part.batch = self._start(part, loaded)
             finished = part.batch.step()
             self.decode_steps += 1
         except Exception as error:
             # Whatever a model's code raises, out of memory included.
             logger.exception("a decoding step failed")
-            self._fail(job, error)
+            # Out of the list first, here and below: who has heard of a job's end must not find it
+            # in progress.
             self._running = [other for other in self._running if other.job is not job]
+            self._fail(job, error)
             return
         self._is_failing = False
-        # First out of the list: who has the last answer must not find the job still in progress.
         if not part.n_rows:
             self._running.remove(part)
         for candidate in finished:
             job.deliver(candidate)
 
-    def _start(self, part: _Slice, loaded: LoadedModel, detokenizer: Detokenizer) -> Batch:
+    def _start(self, part: _Slice, loaded: LoadedModel) -> Batch:
         from server.backends.hf_decoding import Batch, copy_prefix, read_prompt
 
         job = part.job
@@ -255,7 +252,7 @@ class Worker:
             job.prefix = None
         return Batch(
             loaded.model,
-            detokenizer,
+            loaded.detokenizer,
             loaded.eos_ids,
             prefix,
             part.indices,

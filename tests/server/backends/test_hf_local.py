@@ -314,18 +314,20 @@ async def test_a_conversation_without_room_for_an_answer(backend, n_words):
 # Several requests
 
 
-async def test_a_short_request_overtakes_a_long_one(backend):
+async def test_a_short_request_overtakes_a_long_one(backend, monkeypatch):
+    held = HeldForward(monkeypatch)
     ended = []
 
-    async def ask(name, max_tokens, seed):
-        # These seeds' answers reach the limit.
-        candidates = await collect(backend, n=2, seed=seed, max_tokens=max_tokens)
+    async def ask(name, max_tokens):
+        candidates = await collect(backend, n=2, max_tokens=max_tokens)
         ended.append((name, max(c.n_tokens for c in candidates)))
 
     async with asyncio.TaskGroup() as group:
-        group.create_task(ask("long", 90, 0))
-        await until(lambda: backend.health()["active_rows"] > 0)
-        group.create_task(ask("short", 3, 0))
+        group.create_task(ask("long", 90))
+        await held.began(1)
+        group.create_task(ask("short", 3))
+        await until(lambda: backend.health()["waiting"] == 1)
+        held.permits.release(1000)
     assert [name for name, _ in ended] == ["short", "long"]
     assert ended[1][1] > 20
 
