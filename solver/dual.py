@@ -155,6 +155,16 @@ class ServedDual:
             levels += x[:, best, np.arange(len(best))].sum(axis=1)
         return np.asarray(levels / max(1, self.n_groups))
 
+    @property
+    def centre(self) -> FloatArray:
+        """Levels of the uniform choice among the allowed candidates, shape (k,), standardised."""
+        levels = np.zeros(len(self.active))
+        for x, mask in zip(self._solved, self._masks, strict=True):
+            if mask is not None:  # otherwise 0: excesses are over the mean of their group
+                allowed = np.exp(mask)
+                levels += (x * (allowed / allowed.sum(axis=0))).sum(axis=(1, 2))
+        return np.asarray(levels / max(1, self.n_groups))
+
     def full(self, multipliers: FloatArray) -> FloatArray:
         """Return the multipliers of all values, given ones included, shape (n_values,)."""
         everything: FloatArray = self._fixed.copy()

@@ -24,8 +24,10 @@ FloatArray = npt.NDArray[np.float64]
 
 # How close the two bounds of an exact answer are brought, standardised units.
 GAP = 1e-10
-# A palette is infeasible when its margin is proven to be below minus this, standardised.
+# A palette is infeasible when its headroom is proven to be below minus this, standardised.
 TOLERANCE = 1e-9
+# A feasible palette whose headroom is no more than this is called the boundary itself.
+BOUNDARY = 1e-7
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,8 +59,8 @@ def reach(
     step: FloatArray,
     points: FloatArray,
     *,
-    limit: float = np.inf,
-    only_sign: float | None = None,
+    limit: float,
+    settle: tuple[float, float] | None = None,
     max_vertices: int = 2000,
 ) -> Reach:
     """Return the largest z <= `limit` for which the row levels start + z·step are achievable.
@@ -73,14 +75,13 @@ def reach(
     points : ndarray, shape (n, k)
         Some achievable levels; together they must reach `start` + z·`step` for some z.
     limit : float
-    only_sign : float, optional
-        Stop as soon as it is proven that z is above, or below, this tolerance around 0.
+    settle : (float, float), optional
+        Stop as soon as z is proven to be below the first or above the second.
     max_vertices : int
         Safety stop; the bounds returned are valid all the same.
     """
     k = len(dual.active)
-    # Without a limit z = 0 is as good a place to come from: the palette itself.
-    levels = _approach(dual, rows, start, step, points, 0.0 if limit == np.inf else limit)
+    levels = _approach(dual, rows, start, step, points, limit)
     table = rows.at(levels)
     best = Reach(-np.inf, limit, np.zeros(k), points[0])
     for _ in range(max_vertices):
@@ -95,7 +96,7 @@ def reach(
         best = Reach(distance, min(bound, best.bound), proof, mix @ levels)
         if best.bound - distance <= GAP or per_step <= 0:
             break
-        if only_sign is not None and (best.bound < -only_sign or distance > only_sign):
+        if settle is not None and (best.bound < settle[0] or distance > settle[1]):
             break
         row = rows.at(vertex)
         if (np.abs(table - row).max(axis=1) < 1e-14).any():
@@ -139,7 +140,7 @@ def _master(
     """Return the best z over mixtures of known points, the mixture, and the rows' dual weights."""
     n, n_rows = table.shape
     bounds: list[tuple[float | None, float | None]] = [(0.0, None)] * n
-    bounds.append((None, None if limit == np.inf else limit))
+    bounds.append((None, limit))
     result = optimize.linprog(
         np.append(np.zeros(n), -1.0),
         A_ub=np.hstack([-table.T, step[:, None]]),
@@ -161,22 +162,41 @@ def _master(
     return float(result.x[-1]), np.asarray(result.x[:-1]), weights
 
 
-def margin(dual: ServedDual, points: FloatArray, only_sign: float | None = None) -> Reach:
-    """Return by how much every target could be raised at once, standardised.
-
-    Negative: the palette is infeasible and `direction` is the certificate. Positive: strictly
-    feasible. Zero: on the boundary (always so with a ``between`` of no width).
+def headroom(dual: ServedDual, points: FloatArray) -> tuple[float, float, FloatArray]:
+    """Return how far the palette is from the limit of what is achievable, and the normal there.
 
     Parameters
     ----------
     dual : ServedDual
     points : ndarray, shape (n, k)
-        Some achievable levels; those of the Newton iterates start it close.
-    only_sign : float, optional
-        As in `reach`: stop once the sign is proven.
+        Some achievable levels; those where an iteration ended make it quick.
+
+    Returns
+    -------
+    least, most : float
+        Proven bounds, standardised: the largest change of a target on the way from the levels of
+        the uniform choice through the palette to the limit. Negative: the palette is infeasible.
+        Positive: it has a solution with finite multipliers. Zero: only unbounded ones reach it.
+    direction : ndarray, shape (k,)
+        Proof of `most`: a certificate where that is negative.
+
+    Notes
+    -----
+    Let ρ be the farthest feasible point of that ray, the palette being at 1. A direction u with
+    u·c = h_N(u) that tells candidates apart has u·e < h_N(u) at the uniform levels e, so it ends
+    the ray at ρ = 1. One that does not tell them apart (a constant or a repeated value, the two
+    sides of a ``between`` of no width) is level along the ray and does no harm to the solution.
     """
     rows = Rows.of(dual)
-    return reach(dual, rows, rows.bound, np.ones(len(rows.bound)), points, only_sign=only_sign)
+    start = rows.at(dual.centre)
+    step = rows.bound - start
+    unit = float(step.max(initial=0.0))
+    if unit <= 0.0:
+        return np.inf, np.inf, np.zeros(len(dual.active))
+    margin = BOUNDARY / unit
+    points = np.vstack([dual.centre, points])
+    found = reach(dual, rows, start, step, points, limit=2.0, settle=(1.0 - margin, 1.0 + margin))
+    return (found.distance - 1.0) * unit, (found.bound - 1.0) * unit, found.direction
 
 
 def certificate(dual: ServedDual, direction: FloatArray, candidates: float) -> Certificate | None:

@@ -22,8 +22,6 @@ from solver.solution import Certificate, Solution, Status
 
 FloatArray = npt.NDArray[np.float64]
 
-# A palette whose margin is within this of 0, standardised, is called the boundary itself.
-BOUNDARY: Final = 1e-7
 # Curvature below which a converged point may owe its small residual to saturated weights.
 _FLAT: Final = 1e-6
 # From this many groups on, a first solve on a part of them makes most steps cheap.
@@ -135,8 +133,8 @@ def decide(dual: ServedDual, start: FloatArray, candidates: float, max_iteration
     -----
     Three proofs end it, from the cheap to the dear. A Newton iterate is itself a certificate of
     infeasibility; or it converges at a point with curvature, which is a solution; or else the
-    exact margin is computed from both sides. A residual can vanish because the weights saturate:
-    such a point solves the palette only in the limit, and the margin, which is then 0, says so.
+    exact headroom is computed from both sides. A residual can vanish because the weights
+    saturate: such a point solves the palette only in the limit, and its headroom is 0.
     """
     if not dual.n_groups:
         return Verdict(Status.INFEASIBLE, maximise(dual, 0.0 * start, 0))
@@ -154,13 +152,11 @@ def decide(dual: ServedDual, start: FloatArray, candidates: float, max_iteration
         return Verdict(Status.OPTIMAL if converged else Status.STEP_LIMIT, outcome)
     if converged and _has_curvature(outcome):
         return Verdict(Status.OPTIMAL, outcome)
-    points = np.stack([dual(0.0 * start).levels, outcome.evaluation.levels])
-    found = feasibility.margin(dual, points, only_sign=BOUNDARY)
-    if found.bound < -feasibility.TOLERANCE:
-        proof = feasibility.certificate(dual, found.direction, candidates)
+    least, most, direction = feasibility.headroom(dual, outcome.evaluation.levels)
+    if most < -feasibility.TOLERANCE:
+        proof = feasibility.certificate(dual, direction, candidates)
         return Verdict(Status.INFEASIBLE, outcome, proof)
-    pinned = bool((dual.lower == dual.upper).any())
-    if found.distance <= BOUNDARY and not (pinned and converged):
+    if least <= feasibility.BOUNDARY:
         return Verdict(Status.BOUNDARY, outcome)
     return Verdict(Status.OPTIMAL if converged else Status.STEP_LIMIT, outcome)
 

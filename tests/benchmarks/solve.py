@@ -26,7 +26,7 @@ import numpy as np
 
 from solver import Palette, PilotSet, SolutionCache, Status, min_candidates, repair, solve
 from solver.dual import ServedDual
-from solver.feasibility import margin
+from solver.feasibility import headroom
 from solver.serving import serve
 from tests.solver.map_reference import paper_multipliers, paper_multipliers_autograd
 
@@ -143,7 +143,7 @@ def against_the_paper(pool, n_palettes, n_autograd):
         palette = random_palette(pool, rng)
         constraints = palette.resolve(pool)
         dual = ServedDual(pool.groups(math.inf), constraints)
-        feasible = margin(dual, np.zeros((1, len(dual.active)))).distance >= -1e-9
+        feasible = headroom(dual, dual.centre)[1] >= -1e-9
         ms, _, ours = timed(lambda p=palette: solve(p, pool, math.inf), 3)
         times["ours"].append(ms)
         columns = constraints.active

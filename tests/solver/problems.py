@@ -51,36 +51,50 @@ def support(rewards, direction):
     return float((rewards @ direction).max(axis=1).mean())
 
 
-def explicit_margin(rewards, lower, upper, unit, allowed=None):
-    """By how much all bounds can be tightened at once, with one variable for every candidate.
+def explicit_bounds(rewards, lower, upper, unit, allowed=None):
+    """What the explicit linear programmes below share: one variable for every candidate.
 
-    rewards: (n_groups, N, m); lower, upper: (m,), infinite for none; unit: (m,).
+    rewards: (n_groups, N, m); lower, upper: (m,), infinite for none; unit: (m,). Returns the
+    constraints side·(expected reward) >= bound in standardised units.
     """
     n_groups, n, m = rewards.shape
-    flat = rewards.reshape(-1, m) / n_groups
-    rows, bounds = [], []
-    for i in range(m):
-        if np.isfinite(lower[i]):
-            rows.append(np.append(-flat[:, i] / unit[i], 1.0))
-            bounds.append(-lower[i] / unit[i])
-        if np.isfinite(upper[i]):
-            rows.append(np.append(flat[:, i] / unit[i], 1.0))
-            bounds.append(upper[i] / unit[i])
-    picks = sparse.hstack(
-        [sparse.kron(sparse.eye(n_groups), np.ones((1, n))), sparse.csr_matrix((n_groups, 1))]
-    )
+    flat = rewards.reshape(-1, m) / n_groups / unit
+    low, high = np.flatnonzero(np.isfinite(lower)), np.flatnonzero(np.isfinite(upper))
+    served = np.concatenate([flat[:, low], -flat[:, high]], axis=1).T
+    bound = np.concatenate([(lower / unit)[low], -(upper / unit)[high]])
+    picks = sparse.kron(sparse.eye(n_groups), np.ones((1, n)))
     ceiling = np.ones(n_groups * n) if allowed is None else allowed.reshape(-1).astype(float)
+    return served, bound, picks, [(0.0, top) for top in ceiling]
+
+
+def explicit_reach(served, picks, start, step, limits, ceilings):
+    """Largest z within limits with start + z·step achievable."""
+    n_groups, n = picks.shape
     result = optimize.linprog(
-        np.append(np.zeros(n_groups * n), -1.0),
-        A_ub=np.array(rows),
-        b_ub=np.array(bounds),
-        A_eq=picks,
+        np.append(np.zeros(n), -1.0),
+        A_ub=np.hstack([-served, step[:, None]]),
+        b_ub=-start,
+        A_eq=sparse.hstack([picks, sparse.csr_matrix((n_groups, 1))]),
         b_eq=np.ones(n_groups),
-        bounds=[(0.0, top) for top in ceiling] + [(None, None)],
+        bounds=[*ceilings, limits],
         method="highs",
     )
     assert result.success, result.message
     return float(result.x[-1])
+
+
+def explicit_margin(rewards, lower, upper, unit, allowed=None):
+    """By how much all bounds can be tightened at once, standardised."""
+    served, bound, picks, ceilings = explicit_bounds(rewards, lower, upper, unit, allowed)
+    return explicit_reach(served, picks, bound, np.ones(len(bound)), (None, None), ceilings)
+
+
+def explicit_fraction(rewards, start, lower, upper, unit, limit, allowed=None):
+    """Largest ρ <= limit such that the palette a share ρ of the way from start is achievable."""
+    served, bound, picks, ceilings = explicit_bounds(rewards, lower, upper, unit, allowed)
+    low, high = np.isfinite(lower), np.isfinite(upper)
+    begin = np.concatenate([(start / unit)[low], -(start / unit)[high]])
+    return explicit_reach(served, picks, begin, bound - begin, (0, limit), ceilings)
 
 
 @pytest.fixture(scope="session")

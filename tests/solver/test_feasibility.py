@@ -3,10 +3,11 @@ import pytest
 
 from solver import Palette, PilotSet, Status, solve
 from solver.dual import ServedDual
-from solver.feasibility import certificate, margin, reach
+from solver.feasibility import certificate, headroom, reach
 from solver.rows import Rows
 from tests.solver.problems import (
     at_least,
+    explicit_fraction,
     explicit_margin,
     gaussian_pilot,
     names,
@@ -55,6 +56,10 @@ def test_verdicts_agree_with_an_explicit_linear_programme(block):
             assert (solution.status is Status.INFEASIBLE) == (exact < 0), (seed, exact)
         else:
             assert solution.status in (Status.OPTIMAL, Status.BOUNDARY), (seed, exact)
+        # Without Newton's own certificates the linear programme must come to the same verdict.
+        hasty = solve(palette, pilot, n, max_iterations=1)
+        if abs(exact) > SAME_MARGIN:
+            assert (hasty.status is Status.INFEASIBLE) == (exact < 0), (seed, exact)
         if solution.status is Status.INFEASIBLE:
             proof = solution.certificate
             u = np.array([proof.direction.get(name, 0.0) for name in pilot.values])
@@ -75,41 +80,62 @@ def test_verdicts_agree_with_an_explicit_linear_programme(block):
     assert 0.1 < np.mean([status is Status.INFEASIBLE for status in verdicts]) < 0.9
 
 
-@pytest.mark.parametrize("seed", range(20))
-def test_the_margin_is_the_explicit_one(seed):
+@pytest.mark.parametrize("seed", range(30))
+def test_the_headroom_is_the_explicit_one(seed):
     palette, pilot, n = random_problem(1000 + seed)
     asked = palette.resolve(pilot)
+    rewards = pilot.groups(n).rewards
     dual = ServedDual(pilot.groups(n), asked)
-    found = margin(dual, np.zeros((1, len(dual.active))))
-    exact = explicit_margin(pilot.groups(n).rewards, asked.lower, asked.upper, pilot.scale)
-    np.testing.assert_allclose(found.distance, exact, atol=1e-8)
-    np.testing.assert_allclose(found.bound, exact, atol=1e-8)
+    least, most, _ = headroom(dual, dual.centre)
+    unit = Rows.of(dual).bound.max()  # the uniform levels are 0
+    if unit <= 0:
+        assert least == most == np.inf
+        return
+    exact = explicit_fraction(rewards, pilot.base, asked.lower, asked.upper, pilot.scale, 2.0)
+    exact = (exact - 1) * unit
+    # The search stops as soon as the side is proven, so the bounds need not be close.
+    assert least - 1e-8 <= exact <= most + 1e-8
+    if exact > SAME_MARGIN:
+        assert least > 0
+    if exact < -SAME_MARGIN:
+        assert most < 0
 
 
-def test_the_margin_with_floors_is_the_explicit_one():
+def test_the_line_is_followed_to_its_end():
     pilot = gaussian_pilot(3, n_prompts=8, n_candidates=8)
     drawn = pilot.groups(8)
     floor = float(np.quantile(drawn.rewards[..., 0], 0.5))
-    palette = Palette({"v1": {"gain": 0.8}, "v2": {"gain": 0.8}}, floors={"v0": floor})
+    palette = Palette({"v1": {"gain": 2.5}, "v2": {"gain": 2.5}}, floors={"v0": floor})
     asked = palette.resolve(pilot)
     dual = ServedDual(drawn, asked)
-    found = margin(dual, dual(np.zeros(2)).levels[None])
     allowed = drawn.rewards[..., 0] >= floor
     kept = allowed.any(axis=1)
     assert 0 < dual.refused < 1
-    exact = explicit_margin(
-        drawn.rewards[kept], asked.lower, asked.upper, pilot.scale, allowed[kept]
+    weights = allowed[kept] / allowed[kept].sum(axis=1, keepdims=True)
+    uniform = np.einsum("gn,gnm->m", weights, drawn.rewards[kept]) / kept.sum()
+    np.testing.assert_allclose(
+        dual.origin[1:] + pilot.scale[1:] * dual.centre, uniform[1:], rtol=1e-12
     )
-    np.testing.assert_allclose(found.distance, exact, atol=1e-8)
+    rows = Rows.of(dual)
+    start = rows.at(dual.centre)
+    found = reach(dual, rows, start, rows.bound - start, dual.centre[None], limit=1.0)
+    exact = explicit_fraction(
+        drawn.rewards[kept], uniform, asked.lower, asked.upper, pilot.scale, 1.0, allowed[kept]
+    )
+    np.testing.assert_allclose([found.distance, found.bound], exact, atol=1e-8)
 
 
 def test_groups_that_leave_candidates_out_are_compared_with_the_same_base():
     pilot = gaussian_pilot(4, n_prompts=6, n_candidates=8)
     drawn = pilot.groups(3)
-    asked = at_least(pilot.base + 0.6 * pilot.within_std).resolve(pilot)
-    found = margin(ServedDual(drawn, asked), np.zeros((1, 3)))
-    shifted = asked.lower + drawn.rewards.mean(axis=(0, 1)) - pilot.base
-    exact = explicit_margin(drawn.rewards, shifted, asked.upper, pilot.scale)
+    asked = at_least(pilot.base + 2.0 * pilot.within_std).resolve(pilot)
+    dual = ServedDual(drawn, asked)
+    rows = Rows.of(dual)
+    found = reach(dual, rows, np.zeros(3), rows.bound, np.zeros((1, 3)), limit=1.0)
+    own_base = drawn.rewards.mean(axis=(0, 1))
+    exact = explicit_fraction(
+        drawn.rewards, own_base, asked.lower + own_base - pilot.base, asked.upper, pilot.scale, 1.0
+    )
     np.testing.assert_allclose(found.distance, exact, atol=1e-8)
 
 
@@ -155,6 +181,25 @@ def test_a_boundary_hidden_among_finite_multipliers_is_seen():
     assert solve(at_least(mild), both, 16).status is Status.BOUNDARY
     mild[2] = 0.99
     assert solve(at_least(mild), both, 16).status is Status.OPTIMAL
+
+
+def test_values_that_tell_no_candidates_apart_do_not_make_a_boundary():
+    rng = np.random.default_rng(0)
+    rewards = rng.normal(size=(6, 4, 1))
+    constant = np.full((6, 4, 1), 2.0)
+    pilot = PilotSet(np.concatenate([rewards, rewards, constant, -rewards], axis=2), names(4))
+    gain = float(pilot.base[0] + 0.3 * pilot.scale[0])
+    level = {"at_least": gain}
+    palette = Palette({"v0": level, "v1": level, "v2": "keep", "v3": {"at_least": -gain - 0.1}})
+    assert solve(palette, pilot, 4).status is Status.OPTIMAL
+    # at least and at most the same: the mirrored value pins the first
+    palette = Palette({"v0": level, "v1": level, "v2": "keep", "v3": {"at_least": -gain}})
+    assert solve(palette, pilot, 4).status is Status.OPTIMAL
+    pinned = {"between": [gain, gain]}
+    palette = Palette({"v0": pinned, "v1": pinned, "v2": {"between": [2.0, 2.0]}})
+    assert solve(palette, pilot, 4).status is Status.OPTIMAL
+    top = float(rewards[..., 0].max(axis=1).mean())
+    assert solve(Palette({"v0": {"between": [top, top]}}), pilot, 4).status is Status.BOUNDARY
 
 
 def test_a_direction_that_proves_nothing_gives_no_certificate():

@@ -2,28 +2,12 @@ import json
 
 import numpy as np
 import pytest
-from scipy import optimize, sparse
 
 from solver import Palette, PaletteError, Status, UnknownValueError, repair, solve
-from tests.solver.problems import at_least, explicit_margin, gaussian_pilot
+from tests.solver.problems import at_least, explicit_fraction, explicit_margin, gaussian_pilot
 
 N = 8
-
-
-def explicit_fraction(rewards, start, levels):
-    """Largest ρ with start + ρ(levels − start) achievable, one variable for every candidate."""
-    n_groups, n, m = rewards.shape
-    flat = rewards.reshape(-1, m).T / n_groups
-    picks = sparse.kron(sparse.eye(n_groups), np.ones((1, n)))
-    result = optimize.linprog(
-        np.append(np.zeros(n_groups * n), -1.0),
-        A_ub=np.hstack([-flat, (levels - start)[:, None]]),
-        b_ub=-start,
-        A_eq=sparse.hstack([picks, sparse.csr_matrix((n_groups, 1))]),
-        b_eq=np.ones(n_groups),
-        bounds=[(0, None)] * (n_groups * n) + [(0, 1)],
-    )
-    return float(result.x[-1])
+NO_UPPER = np.full(3, np.inf)
 
 
 def explicit_distance(rewards, levels, unit):
@@ -59,7 +43,7 @@ def test_interpolation_is_exact_and_served(seed):
     pilot, levels = out_of_reach(seed)
     found = repair(at_least(levels), pilot, N, "interpolate")
     rewards = pilot.groups(N).rewards
-    exact = explicit_fraction(rewards, pilot.base, levels)
+    exact = explicit_fraction(rewards, pilot.base, levels, NO_UPPER, pilot.scale, 1.0)
     np.testing.assert_allclose(found.fraction, exact, atol=1e-7)
     on_the_way = pilot.base + found.fraction * (levels - pilot.base)
     np.testing.assert_allclose(list(found.limit.values()), on_the_way, rtol=1e-9)
@@ -82,7 +66,7 @@ def test_nearest_is_nearest_and_served(seed):
     moved = np.linalg.norm((limit - levels) / pilot.scale)
     np.testing.assert_allclose(moved, found.distance, atol=1e-7)
     # achievable, and on the boundary when anything had to give
-    margin = explicit_margin(rewards, limit, np.full(3, np.inf), pilot.scale)
+    margin = explicit_margin(rewards, limit, NO_UPPER, pilot.scale)
     if found.distance:
         assert abs(margin) < 1e-6
     assert found.solution.status is Status.OPTIMAL
@@ -97,12 +81,12 @@ def test_greedy_gives_the_first_value_all_there_is(first):
     i = int(first[1])
     alone = levels.copy()
     alone[[j for j in range(3) if j != i]] = pilot.base[[j for j in range(3) if j != i]]
-    exact = explicit_fraction(rewards, pilot.base, alone)
+    exact = explicit_fraction(rewards, pilot.base, alone, NO_UPPER, pilot.scale, 1.0)
     np.testing.assert_allclose(
         found.limit[first], pilot.base[i] + exact * (levels[i] - pilot.base[i]), atol=1e-6
     )
     limit = np.array([found.limit[name] for name in pilot.values])
-    assert abs(explicit_margin(rewards, limit, np.full(3, np.inf), pilot.scale)) < 1e-6
+    assert abs(explicit_margin(rewards, limit, NO_UPPER, pilot.scale)) < 1e-6
     assert found.solution.status is Status.OPTIMAL
     assert found.fraction is None
     assert found.distance is None
