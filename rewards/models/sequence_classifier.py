@@ -225,6 +225,8 @@ class SequenceClassifier(BatchedScorer):
                 f"it cannot be loaded ({text}); it needs config.json, tokenizer files and complete "
                 "safetensors weights (allow_pickle: true accepts older weight files)"
             )
+        if "safetensors" in text:
+            return f"it has no safetensors weights ({text}); allow_pickle: true accepts others"
         return (
             f"there is no such folder beside the rewards file, and it cannot be fetched from the "
             f"hub ({text}); correct the name, or download it and give the folder"
