@@ -124,15 +124,11 @@ def draw_groups(pilot: PilotSet, n_candidates: float, groups: int | None, seed: 
     blocks = []
     for start in range(0, len(sample), step):
         rewards = flat[sample[start : start + step]]
-        # Subtracting one candidate first makes a constant reward exactly zero, and keeps the
-        # digits of one that varies little around a large level.
-        first = rewards[:, :1].copy()
-        rewards -= first
-        mean = rewards.mean(axis=1, keepdims=True)
-        rewards -= mean
+        mean = rewards.mean(axis=1)
+        means[start : start + step] = mean
+        rewards -= mean[:, None]
         rewards /= pilot.scale
-        rewards[..., pilot.is_constant] = 0.0
-        means[start : start + step] = (first + mean)[:, 0]
+        rewards[..., pilot.is_constant] = 0.0  # what is left of a constant is rounding
         blocks.append(np.ascontiguousarray(rewards.transpose(2, 1, 0)))
     return Groups(
         pooled=pilot.pooled,

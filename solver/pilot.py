@@ -17,11 +17,11 @@ import numpy.typing as npt
 from solver import pilot_files
 from solver.errors import PilotError
 from solver.groups import Groups, draw_groups
-from solver.targets import LARGEST
+from solver.pilot_checks import checked_names, checked_rewards
 
 FloatArray = npt.NDArray[np.float64]
 
-# Groups kept for the next solve with the same N: at most this many sets, and this many bytes.
+# Groups kept for the next solve with the same N: this many sets, and together this many bytes.
 KEPT_GROUPS = 8
 KEPT_GROUPS_BYTES = 256 * 2**20
 
@@ -62,8 +62,8 @@ class PilotSet:
         pooled: bool = False,
         metadata: Mapping[str, Any] | None = None,
     ) -> None:
-        self.values = _checked_names(values)
-        array = _checked_rewards(rewards, self.values, pooled)
+        self.values = checked_names(values)
+        array = checked_rewards(rewards, self.values, pooled)
         array.setflags(write=False)
         self.rewards: FloatArray = array
         self.pooled = bool(pooled)
@@ -195,7 +195,10 @@ class PilotSet:
         with self._lock:
             self._groups[key] = drawn
             held = sum(kept.nbytes for kept in self._groups.values())
-            while self._groups and (len(self._groups) > KEPT_GROUPS or held > KEPT_GROUPS_BYTES):
+            # The newest stays whatever its size: the next solve is likely to want it.
+            while len(self._groups) > 1 and (
+                len(self._groups) > KEPT_GROUPS or held > KEPT_GROUPS_BYTES
+            ):
                 _, dropped = self._groups.popitem(last=False)
                 held -= dropped.nbytes
         return drawn
@@ -243,42 +246,3 @@ def _interpolate(ordered: FloatArray, q: float) -> FloatArray:
     below = int(position)
     above = min(below + 1, len(ordered) - 1)
     return np.asarray(ordered[below] + (position - below) * (ordered[above] - ordered[below]))
-
-
-def _checked_names(values: Sequence[str]) -> tuple[str, ...]:
-    names = tuple(values)
-    if isinstance(values, str) or not names:
-        raise PilotError(f"values: expected the names of the rewards, got {values!r}.")
-    for name in names:
-        if not isinstance(name, str) or not name.strip():
-            raise PilotError(f"values: {name!r} is not a name.")
-        if names.count(name) > 1:
-            raise PilotError(f"values: {name!r} appears twice; rename one of them.")
-    return names
-
-
-def _checked_rewards(rewards: npt.ArrayLike, values: tuple[str, ...], pooled: bool) -> FloatArray:
-    wanted = "(n_samples, n_values)" if pooled else "(n_prompts, n_candidates, n_values)"
-    try:
-        array = np.array(rewards, dtype=np.float64, order="C")
-    except (TypeError, ValueError) as error:
-        raise PilotError(
-            f"rewards: not an array of numbers of shape {wanted} ({error}); give every prompt the "
-            "same number of answers and every answer every value."
-        ) from error
-    if array.ndim != (2 if pooled else 3) or array.shape[-1] != len(values):
-        raise PilotError(
-            f"rewards: shape {array.shape} where {wanted} with n_values = {len(values)} is needed."
-        )
-    if array.size == 0:
-        raise PilotError(f"rewards: shape {array.shape} holds nothing; give at least one answer.")
-    with np.errstate(invalid="ignore"):
-        wrong = ~(np.abs(array) <= LARGEST)
-    if wrong.any():
-        *where, column = (int(i) for i in np.argwhere(wrong)[0])
-        place = f"sample {where[0]}" if pooled else f"prompt {where[0]}, answer {where[1]}"
-        raise PilotError(
-            f"rewards: {values[column]} is {array[(*where, column)]} at {place} (counting from 0); "
-            f"every reward must be finite and within ±{LARGEST:g}. Score again or drop the prompt."
-        )
-    return array

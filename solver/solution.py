@@ -128,7 +128,7 @@ class Solution:
     kkt_residual : float
         Standardised units.
     iterations : int
-        Newton steps, over all stages.
+        Newton steps of the last stage.
     refused : float
         Share of the groups in which no candidate reaches the floors.
     pooled : bool
