@@ -24,7 +24,7 @@ from tests.server.backends.test_hf_sampling import check_frequencies, expected_p
 
 QUESTION = [{"role": "user", "content": "What is the capital of France?"}]
 OTHER = [{"role": "user", "content": "Grüße aus Köln, naïve café: how are the dog and the fox?"}]
-PATIENCE_S = 30  # only a hang takes that long
+PATIENCE_S = 60  # only a hang takes that long
 
 
 @pytest.fixture
@@ -81,7 +81,8 @@ async def collect(backend, messages=QUESTION, n=4, seed=0, top_logprobs=0, **sam
     prompt = await backend.render(messages)
     settings = SamplingSettings(**{"max_tokens": 24, **sampling})
     stream = backend.generate(prompt, n, settings, seed, top_logprobs=top_logprobs)
-    candidates = [candidate async for candidate in stream]
+    async with asyncio.timeout(PATIENCE_S):
+        candidates = [candidate async for candidate in stream]
     assert sorted(c.index for c in candidates) == list(range(n))
     return sorted(candidates, key=lambda c: c.index)
 
@@ -422,6 +423,27 @@ async def test_a_request_that_leaves_while_it_waits_never_runs(llama_folder, mon
     await until(lambda: backend.health()["waiting"] == 0)
     await backend.close()
     assert held.n_prompts == 1
+
+
+async def test_who_left_the_queue_holds_up_nobody(llama_folder, monkeypatch):
+    backend = HfLocalBackend(str(llama_folder), device="cpu", max_rows=4)
+    await backend.start()
+    held = HeldForward(monkeypatch)
+    first = asyncio.create_task(collect(backend, n=3, max_tokens=20))
+    await held.began(1)
+    too_large_now = asyncio.create_task(collect(backend, n=4))
+    await until(lambda: backend.health()["waiting"] == 1)
+    fits = asyncio.create_task(collect(backend, n=1, max_tokens=1))
+    await until(lambda: backend.health()["waiting"] == 2)
+    too_large_now.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await too_large_now
+    held.permits.release(4)
+    await fits
+    assert not first.done()
+    held.permits.release(1000)
+    await first
+    await backend.close()
 
 
 # Failing
