@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import signal
+from types import FrameType
 
 import torch
 import uvicorn
@@ -29,6 +31,16 @@ class _Server(uvicorn.Server):
     def __init__(self, config: uvicorn.Config, model: str) -> None:
         super().__init__(config)
         self._model = model
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Stop; at the second Ctrl-C without waiting for requests.
+
+        uvicorn would raise the signal again once it has stopped: the process would end by it,
+        before models are closed and with an exit code of a failure.
+        """
+        if self.should_exit and sig == signal.SIGINT:
+            self.force_exit = True
+        self.should_exit = True
 
     async def startup(self, sockets: object = None) -> None:
         await super().startup(sockets)  # type: ignore[arg-type]
@@ -56,7 +68,9 @@ def run_server(settings: Settings) -> int:
     # Chatter of HTTP clients inside model loading is no news to an operator.
     logging.getLogger("httpx").setLevel(logging.WARNING)
     torch.set_num_threads(settings.torch_threads or os.cpu_count() or 1)
-    terminal.errors.print(f"Palette: loading {settings.served_model_name} ...")
+    terminal.errors.print(
+        f"Palette: loading {settings.served_model_name} ...", markup=False, soft_wrap=True
+    )
     loop_factory = uvicorn.Config("").get_loop_factory()
     try:
         with asyncio.Runner(loop_factory=loop_factory) as runner:
@@ -81,5 +95,8 @@ async def _serve(settings: Settings) -> int:
                 lifespan="off",
             )
             server = _Server(config, settings.served_model_name)
-            await server.serve()
+            try:
+                await server.serve()
+            except SystemExit:  # the port cannot be had; uvicorn has said so
+                return 1
             return 0 if server.started else 1
