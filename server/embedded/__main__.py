@@ -14,6 +14,8 @@ from server.embedded import MODELS, VALUES, corpus
 # Set once: the order of a sum depends on the number of threads, and so do the weights.
 THREADS = 2
 
+NAMES = ("chat", *VALUES)
+
 
 def parser() -> argparse.ArgumentParser:
     """Describe the command line."""
@@ -24,8 +26,8 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument(
         "--only",
         nargs="*",
-        choices=("chat", *VALUES),
-        default=("chat", *VALUES),
+        choices=NAMES,
+        default=NAMES,
         help="train only these (with no name: only measure again)",
     )
     commands = top.add_subparsers(dest="command")
@@ -49,29 +51,32 @@ def write_prompts(split: corpus.Split, limit: int | None, file: Path | None) -> 
 
 
 def make(folder: Path, only: Sequence[str], seed: int, quick: bool) -> None:
-    """Train, measure, and write the cards."""
+    """Train the chosen models; when all are there, measure them and write the cards."""
     import torch
 
     from server.embedded import cards, quality, train_chat, train_rewards
 
     torch.set_num_threads(THREADS)
     torch.use_deterministic_algorithms(True)
-    record = folder / "quality.json"
-    training: dict[str, Any] = {}
-    if record.exists():
-        training = json.loads(record.read_text(encoding="utf-8"))["training"]
     chat_plan, reward_plan = train_chat.ChatPlan(), train_rewards.RewardPlan()
     if quick:
         chat_plan = train_chat.ChatPlan(steps=60, batch=16, warmup=10, tokenizer_texts=2000)
         reward_plan = train_rewards.RewardPlan(steps=60, batch=32, warmup=10, tokenizer_texts=2000)
-    for value in VALUES:
-        if value in only:
-            training[value] = train_rewards.train(value, reward_plan, seed, folder / value)
-    if "chat" in only:
-        training["chat"] = train_chat.train(chat_plan, seed, folder / "chat")
+    record = folder / "quality.json"
+    report: dict[str, Any] = {"training": {}}
+    if record.exists():
+        report = json.loads(record.read_text(encoding="utf-8"))
+    for name in only:
+        if name == "chat":
+            facts = train_chat.train(chat_plan, seed, folder / name)
+        else:
+            facts = train_rewards.train(name, reward_plan, seed, folder / name)
+        report["training"][name] = facts
+        _save(record, report)
+    if any(not (folder / name / "config.json").exists() for name in NAMES):
+        return
     prompts, count, pairs = (8, 4, 100) if quick else (128, 16, 2000)
-    measured = quality.measure(folder, prompts, count, pairs, seed)
-    size = {
+    report["size"] = {
         "prompts": prompts,
         "count": count,
         "samples": prompts * count,
@@ -79,9 +84,13 @@ def make(folder: Path, only: Sequence[str], seed: int, quick: bool) -> None:
         "seed": seed,
         "topics": len(corpus.topics()),
     }
-    report = {"size": size, "training": training, "quality": measured.as_json()}
-    record.write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    report["quality"] = quality.measure(folder, prompts, count, pairs, seed).as_json()
+    _save(record, report)
     cards.write(folder, report)
+
+
+def _save(record: Path, report: dict[str, Any]) -> None:
+    record.write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

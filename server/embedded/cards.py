@@ -31,7 +31,9 @@ tests, for a first look, for demonstrations. It knows {topics} topics and nothin
   every prompt. Some answers are cold, evasive or careless on purpose: choosing between answers is
   what Palette does. None is hateful or gives dangerous instructions.
 - **Training:** {steps:,} steps with AdamW in bfloat16 autocast, {minutes} minutes on two processor
-  cores, seed {seed}. `python -m server.embedded` does it again.
+  cores, seed {seed}. Afterwards the weight of the last norm is multiplied by {sharpen}, which
+  sharpens all logits: temperature 1 is {sharpen} times sharper than the training left it.
+  `python -m server.embedded` does it all again.
 
 ## Measured on held-out prompts
 

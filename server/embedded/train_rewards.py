@@ -45,7 +45,7 @@ OFF_TOPIC_SCORE = 0.2
 class RewardPlan:
     """How long to train each reward model, and on how much."""
 
-    steps: int = 800
+    steps: int = 600
     batch: int = 64
     matrix_rate: float = 3e-3
     other_rate: float = 1e-3
