@@ -80,6 +80,58 @@ def test_verdicts_agree_with_an_explicit_linear_programme(block):
     assert 0.1 < np.mean([status is Status.INFEASIBLE for status in verdicts]) < 0.9
 
 
+def cauchy(rng, shape):
+    return rng.standard_cauchy(size=shape)
+
+
+def rare(rng, shape):
+    return (rng.random(shape) < 0.05).astype(float)
+
+
+def skewed(rng, shape):
+    return np.exp(3 * rng.normal(size=shape))
+
+
+def uneven_units(rng, shape):
+    units = 10.0 ** rng.integers(-4, 8, size=shape[2])
+    return rng.normal(size=shape) * units + 10.0 ** rng.integers(0, 3, size=shape[2])
+
+
+def collinear(rng, shape):
+    return rng.normal(size=(*shape[:2], 2)) @ rng.normal(size=(2, shape[2]))
+
+
+def binary_and_partly_repeated(rng, shape):
+    rewards = rng.integers(0, 2, size=shape).astype(float)
+    rewards[: shape[0] // 2] = rewards[: shape[0] // 2, :1]
+    return rewards
+
+
+@pytest.mark.parametrize(
+    "draw", [cauchy, rare, skewed, uneven_units, collinear, binary_and_partly_repeated]
+)
+def test_verdicts_hold_on_hostile_rewards(draw):
+    rng = np.random.default_rng(1)
+    for _ in range(40):
+        shape = (int(rng.integers(1, 8)), int(rng.choice([2, 4, 8])), int(rng.integers(1, 6)))
+        pilot = PilotSet(draw(rng, shape), names(shape[2]))
+        units = pilot.rewards / pilot.scale
+        levels = random_choice_levels(units, rng, rng.choice([0.3, 3.0, 30.0]))
+        levels = (levels + rng.normal(size=shape[2]) * rng.choice([0, 1e-3, 0.1])) * pilot.scale
+        targets = {}
+        for name, level, unit in zip(pilot.values, levels, pilot.scale, strict=True):
+            kind = str(rng.choice(["at_least", "at_most", "between"], p=[0.7, 0.15, 0.15]))
+            ends = [float(level), float(level + 0.1 * unit)]
+            targets[name] = {kind: ends if kind == "between" else ends[0]}
+        palette = Palette(targets)
+        asked = palette.resolve(pilot)
+        exact = explicit_margin(pilot.rewards, asked.lower, asked.upper, pilot.scale)
+        solution = solve(palette, pilot, shape[1])
+        assert solution.status in (Status.OPTIMAL, Status.INFEASIBLE, Status.BOUNDARY)
+        if abs(exact) > 1e-6:
+            assert (solution.status is Status.INFEASIBLE) == (exact < 0)
+
+
 @pytest.mark.parametrize("seed", range(30))
 def test_the_headroom_is_the_explicit_one(seed):
     palette, pilot, n = random_problem(1000 + seed)
