@@ -106,6 +106,11 @@ class ServedDual:
         """Share of the groups in which no candidate reaches the floors."""
         return float(1.0 - self.n_groups / self.groups.n_groups)
 
+    @property
+    def pinned(self) -> npt.NDArray[np.bool_]:
+        """Values asked for one exact level: their multipliers have either sign, without a kink."""
+        return self.lower == self.upper
+
     def linear(self, multipliers: FloatArray) -> float:
         """Return λ·c, with each value's lower or upper bound as the sign of λ says."""
         # A multiplier of 0 asks for nothing, even of an infinite bound.

@@ -102,8 +102,7 @@ def kkt_residual(dual: ServedDual, point: FloatArray, here: Evaluation) -> float
     violation = np.where(
         point > 0, tight_low, np.where(point < 0, tight_high, np.maximum(below, above))
     )
-    pinned = dual.lower == dual.upper
-    violation = np.where(pinned, np.abs(below), violation)
+    violation = np.where(dual.pinned, np.abs(below), violation)
     return float(max(0.0, violation.max()))
 
 
@@ -119,9 +118,10 @@ def is_certificate(dual: ServedDual, point: FloatArray, here: Evaluation) -> boo
 def _search(
     dual: ServedDual, point: FloatArray, here: Evaluation, residual: float
 ) -> tuple[FloatArray, Evaluation, float] | None:
-    direction, sign = _newton_direction(dual, point, here)
-    gradient = np.where(sign >= 0, dual.lower, dual.upper)
-    gradient = np.where(sign == 0, 0.0, gradient - here.levels - dual.ridge * point)
+    """Return the next point, its evaluation and its residual, or None when no step gains."""
+    direction, side = _newton_direction(dual, point, here)
+    bound = np.where(side < 0, dual.upper, dual.lower)
+    gradient = np.where(side == 0, 0.0, bound - here.levels - dual.ridge * point)
     slope = float(gradient @ direction)
     if not slope > 0.0:
         return None
@@ -130,7 +130,7 @@ def _search(
     for _ in range(40):
         trial = point + step * direction
         # The segment is feasible; only rounding can cross zero, and must not.
-        trial = np.where((trial * sign < 0) & (dual.lower != dual.upper), 0.0, trial)
+        trial = np.where((trial * side < 0) & ~dual.pinned, 0.0, trial)
         there = dual(trial)
         if there.is_finite:
             left = kkt_residual(dual, trial, there)
@@ -145,7 +145,7 @@ def _search(
 
 def _newton_direction(
     dual: ServedDual, point: FloatArray, here: Evaluation
-) -> tuple[FloatArray, npt.NDArray[np.float64]]:
+) -> tuple[FloatArray, FloatArray]:
     """Return the step to the model's maximiser, and the side of 0 each λ_i may be on in it.
 
     A side of 0 (``between`` at rest inside its interval) keeps λ_i at 0 in this step.
@@ -153,8 +153,7 @@ def _newton_direction(
     below, above = here.levels < dual.lower, here.levels > dual.upper
     side = np.where(point != 0, np.sign(point), np.where(below, 1.0, np.where(above, -1.0, 0.0)))
     side = np.where(dual.upper == np.inf, 1.0, np.where(dual.lower == -np.inf, -1.0, side))
-    pinned = dual.lower == dual.upper
-    side = np.where(pinned, 1.0, side)
+    side = np.where(dual.pinned, 1.0, side)
     use = np.flatnonzero(side)
     bound = np.where(side > 0, dual.lower, dual.upper)[use]
     hessian = here.hessian[np.ix_(use, use)] + dual.ridge * np.eye(len(use))
@@ -166,7 +165,7 @@ def _newton_direction(
     flip = side[use]
     matrix = hessian * flip * flip[:, None]
     target = complementary(
-        matrix, flip * (gradient + hessian @ point[use]), pinned[use], flip * point[use] > 0
+        matrix, flip * (gradient + hessian @ point[use]), dual.pinned[use], flip * point[use] > 0
     )
     direction = np.zeros_like(point)
     direction[use] = flip * target - point[use]
@@ -174,7 +173,7 @@ def _newton_direction(
     limit = 10.0 + 2.0 * np.abs(point).max(initial=0.0)
     if longest > limit:
         direction *= limit / longest
-    return direction, np.where(pinned, 1.0, side)
+    return direction, side
 
 
 def complementary(
