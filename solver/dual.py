@@ -109,7 +109,7 @@ class ServedDual:
     @property
     def pinned(self) -> npt.NDArray[np.bool_]:
         """Values asked for one exact level: their multipliers have either sign, without a kink."""
-        return self.lower == self.upper
+        return np.asarray(self.lower == self.upper)
 
     def linear(self, multipliers: FloatArray) -> float:
         """Return λ·c, with each value's lower or upper bound as the sign of λ says."""

@@ -207,6 +207,21 @@ def test_a_budget_lowers_the_palette_on_its_way():
     assert out.status is Status.INFEASIBLE
 
 
+def test_a_budget_lowers_from_what_is_served_without_solving():
+    pilot = gaussian_pilot(0)
+    given = {"v0": {"multiplier": 0.5}}
+    start = solve(Palette(given), pilot, 16)
+    palette = Palette(given | {"v1": {"gain": 1.0}, "v2": {"at_most": float(pilot.base[2] - 0.5)}})
+    whole = solve(palette, pilot, 16)
+    part = solve(palette, pilot, 16, max_kl=0.5 * (start.kl + whole.kl))
+    assert 0.1 < part.fraction < 0.9
+    for i in (1, 2):
+        asked = whole.targets[f"v{i}"]
+        on_the_way = start.expected[i] + part.fraction * (asked - start.expected[i])
+        np.testing.assert_allclose(part.targets[f"v{i}"], on_the_way, rtol=1e-9)
+        np.testing.assert_allclose(part.expected[i], on_the_way, rtol=1e-6)
+
+
 def test_a_budget_spent_by_given_multipliers_leaves_nothing():
     pilot = gaussian_pilot(0)
     palette = Palette({"v0": {"multiplier": 5.0}, "v1": {"gain": 0.3}})
@@ -245,6 +260,9 @@ def test_warm_starts_change_the_work_and_not_the_answer():
     for start in (cold, cold.multipliers, [1e9, -1e9, 0], [np.nan, 0, 0]):
         warm = solve(palette, pilot, 8, warm_start=start)
         np.testing.assert_allclose(warm.multipliers, plain.multipliers, rtol=1e-6)
+    # A start too far for the steps allowed is given up for none.
+    far = [1e30, 1e30, 0]
+    assert solve(palette, pilot, 8, warm_start=far, max_iterations=6).status is Status.OPTIMAL
     assert solve(palette, pilot, 8, warm_start=cold).iterations <= plain.iterations
     with pytest.raises(SolverError, match="warm_start"):
         solve(palette, pilot, 8, warm_start=[1.0])
