@@ -263,6 +263,7 @@ class Aligner:
                 if is_served
                 else {}
             ),
+            limited_by="max_kl" if solution is not None and solution.limited_by else None,
             candidates=len(candidates),
             ess=float(tilt.ess(log_weights)) if is_served else 0.0,
             kl=float(tilt.kl(log_weights)) if is_served else 0.0,

@@ -181,6 +181,10 @@ class PaletteReport(BaseModel):
     multipliers: dict[str, float]
     expected: dict[str, Level]
     realised: dict[str, float] = Field(description="Mean reward of the answers in `choices`.")
+    limited_by: Literal["max_kl"] | None = Field(
+        default=None,
+        description="What keeps `targets` short of the palette: its KL budget, or nothing.",
+    )
     candidates: int
     ess: float = Field(description="Effective number of candidates of this request.")
     kl: float = Field(description="KL of this request's choice from a uniform one, in nats.")

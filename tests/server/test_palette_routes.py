@@ -117,6 +117,9 @@ async def test_solve_promises_what_chat_promises(running, palette):
     assert alone["expected"] == pytest.approx(levels)
     assert alone["candidates"] == report["candidates"]
     assert alone["repaired"] == report["repair"]
+    assert (
+        alone["limited_by"] == report["limited_by"] == ("max_kl" if "max_kl" in palette else None)
+    )
     if alone["repaired"] is None:
         assert (alone["status"], report["status"]) == ("optimal", "met")
     else:
