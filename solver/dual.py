@@ -68,6 +68,10 @@ class ServedDual:
         Columns whose multipliers are solved for.
     lower, upper : ndarray, shape (k,)
         The interval of each, standardised.
+    pinned : ndarray of bool, shape (k,)
+        Values asked for one exact level: their multipliers have either sign, without a kink.
+    side : ndarray, shape (k,)
+        Sign that the multiplier may have: 1, -1, or 0 for either.
     origin : ndarray, shape (n_values,)
         Standardised level 0, in reward units. It is the pilot mean, so that the base level costs
         nothing whichever groups were drawn; where groups are refused, the remaining groups' own
@@ -90,8 +94,10 @@ class ServedDual:
             drift = groups.means[self.kept].mean(axis=0) - groups.means.mean(axis=0)
             self.origin = groups.base + drift
         scale, origin = groups.scale[self.active], self.origin[self.active]
-        self.lower = (constraints.lower[self.active] - origin) / scale
-        self.upper = (constraints.upper[self.active] - origin) / scale
+        self._ask(
+            (constraints.lower[self.active] - origin) / scale,
+            (constraints.upper[self.active] - origin) / scale,
+        )
         if len(self.active) == len(groups.scale):
             self._solved = self._blocks
         else:
@@ -106,10 +112,10 @@ class ServedDual:
         """Share of the groups in which no candidate reaches the floors."""
         return float(1.0 - self.n_groups / self.groups.n_groups)
 
-    @property
-    def pinned(self) -> npt.NDArray[np.bool_]:
-        """Values asked for one exact level: their multipliers have either sign, without a kink."""
-        return np.asarray(self.lower == self.upper)
+    def _ask(self, lower: FloatArray, upper: FloatArray) -> None:
+        self.lower, self.upper = lower, upper
+        self.pinned = np.asarray(lower == upper)
+        self.side = np.where(upper == np.inf, 1.0, np.where(lower == -np.inf, -1.0, 0.0))
 
     def linear(self, multipliers: FloatArray) -> float:
         """Return λ·c, with each value's lower or upper bound as the sign of λ says."""
@@ -132,13 +138,7 @@ class ServedDual:
                 means = weighted.sum(axis=1)
                 levels += means.sum(axis=1)
                 gram -= means @ means.T
-                flat, weighted = x.reshape(k, weights.size), weighted.reshape(k, weights.size)
-                # Few values and many candidates: a row of products at a time is about twice as
-                # fast as one matrix product, which cannot use the symmetry.
-                for i in range(k):
-                    row = flat[i:] @ weighted[i]
-                    gram[i, i:] += row
-                    gram[i + 1 :, i] += row[1:]
+                gram += _gram(weighted.reshape(k, weights.size), x.reshape(k, weights.size))
             count = max(1, self.n_groups)
             asked = self.linear(multipliers)
             penalty = 0.5 * self.ridge * float(multipliers @ multipliers)
@@ -181,9 +181,10 @@ class ServedDual:
         there = copy.copy(self)
         # Infinite bounds stay infinite: 0·inf is avoided by leaving them out.
         low, high = np.isfinite(self.lower), np.isfinite(self.upper)
-        there.lower, there.upper = self.lower.copy(), self.upper.copy()
-        there.lower[low] = start[low] + fraction * (self.lower[low] - start[low])
-        there.upper[high] = start[high] + fraction * (self.upper[high] - start[high])
+        lower, upper = self.lower.copy(), self.upper.copy()
+        lower[low] = start[low] + fraction * (self.lower[low] - start[low])
+        upper[high] = start[high] + fraction * (self.upper[high] - start[high])
+        there._ask(lower, upper)
         return there
 
     def blocks(self) -> Iterator[tuple[FloatArray, FloatArray | None]]:
@@ -246,3 +247,18 @@ def softmax(
     total = score.sum(axis=0)
     score /= total
     return score, np.asarray(top + np.log(total)), support
+
+
+def _gram(weighted: FloatArray, x: FloatArray) -> FloatArray:
+    """Return weighted·xᵀ, symmetric, shape (k, k), for few rows and many columns.
+
+    Row by row, using the symmetry, is about twice as fast as one matrix product once the columns
+    are some thousands; below that the calls themselves cost more.
+    """
+    k, n = x.shape
+    if n < 2500:
+        return np.asarray(weighted @ x.T)
+    gram = np.empty((k, k))
+    for i in range(k):
+        gram[i, i:] = gram[i:, i] = x[i:] @ weighted[i]
+    return gram

@@ -150,25 +150,27 @@ def _newton_direction(
 
     A side of 0 (``between`` at rest inside its interval) keeps λ_i at 0 in this step.
     """
-    below, above = here.levels < dual.lower, here.levels > dual.upper
-    side = np.where(point != 0, np.sign(point), np.where(below, 1.0, np.where(above, -1.0, 0.0)))
-    side = np.where(dual.upper == np.inf, 1.0, np.where(dual.lower == -np.inf, -1.0, side))
-    side = np.where(dual.pinned, 1.0, side)
+    side = np.where(dual.pinned, 1.0, dual.side)
+    two_sided = side == 0.0
+    if two_sided.any():
+        entering = np.where(here.levels < dual.lower, 1.0, 0.0 - (here.levels > dual.upper))
+        here_side = np.where(point == 0.0, entering, np.sign(point))
+        side = np.where(two_sided, here_side, side)
     use = np.flatnonzero(side)
-    bound = np.where(side > 0, dual.lower, dual.upper)[use]
-    hessian = here.hessian[np.ix_(use, use)] + dual.ridge * np.eye(len(use))
+    flip, at = side[use], point[use]
+    bound = np.where(flip > 0, dual.lower[use], dual.upper[use])
+    hessian = here.hessian[use[:, None], use]
     # Collinear values and saturated weights leave directions without curvature but rounding. This
     # much keeps the model concave and is far below what the residual can see; the steps it makes
     # too long are cut below.
-    hessian[np.diag_indices(len(use))] += 1e-13 * max(1.0, hessian.diagonal().max(initial=0.0))
-    gradient = bound - here.levels[use] - dual.ridge * point[use]
-    flip = side[use]
+    most = hessian.diagonal().max(initial=0.0)
+    hessian[np.diag_indices(len(use))] += dual.ridge + 1e-13 * max(1.0, most)
+    gradient = bound - here.levels[use] - dual.ridge * at
     matrix = hessian * flip * flip[:, None]
-    target = complementary(
-        matrix, flip * (gradient + hessian @ point[use]), dual.pinned[use], flip * point[use] > 0
-    )
+    linear = flip * (gradient + hessian @ at)
+    target = complementary(matrix, linear, dual.pinned[use], flip * at > 0)
     direction = np.zeros_like(point)
-    direction[use] = flip * target - point[use]
+    direction[use] = flip * target - at
     longest = np.abs(direction).max(initial=0.0)
     limit = 10.0 + 2.0 * np.abs(point).max(initial=0.0)
     if longest > limit:

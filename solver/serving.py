@@ -79,10 +79,12 @@ def _clustered_error(
 
     One prompt is served for itself, not as a sample of others: its error is 0.
     """
-    _, cluster, counts = np.unique(prompt, return_inverse=True, return_counts=True)
-    if len(counts) < 2:
+    counts = np.bincount(prompt)
+    served = counts > 0  # floors may have refused every group of a prompt
+    n_prompts = int(served.sum())
+    if n_prompts < 2:
         return np.zeros(levels.shape[1])
-    sums = [np.bincount(cluster, level) for level in levels.T]
-    means = np.stack(sums, axis=1) / counts[:, None]
-    n_independent = min(groups.n_independent, len(counts))
-    return np.asarray(means.std(axis=0, ddof=1) / np.sqrt(n_independent))
+    sums = np.stack([np.bincount(prompt, level) for level in levels.T])
+    means = sums[:, served] / counts[served]
+    n_independent = min(groups.n_independent, n_prompts)
+    return np.asarray(means.std(axis=1, ddof=1) / np.sqrt(n_independent))
