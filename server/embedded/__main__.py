@@ -60,7 +60,9 @@ def make(folder: Path, only: Sequence[str], seed: int, quick: bool) -> None:
     torch.use_deterministic_algorithms(True)
     chat_plan, reward_plan = train_chat.ChatPlan(), train_rewards.RewardPlan()
     if quick:
-        chat_plan = train_chat.ChatPlan(steps=60, batch=16, warmup=10, tokenizer_texts=2000)
+        chat_plan = train_chat.ChatPlan(
+            steps=60, second_steps=20, batch=16, warmup=10, tokenizer_texts=2000
+        )
         reward_plan = train_rewards.RewardPlan(steps=60, batch=32, warmup=10, tokenizer_texts=2000)
     record = folder / "quality.json"
     report: dict[str, Any] = {"training": {}}

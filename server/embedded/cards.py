@@ -30,10 +30,10 @@ tests, for a first look, for demonstrations. It knows {topics} topics and nothin
   handwritten sentences. How warm, funny, useful and careful an answer is varies independently for
   every prompt. Some answers are cold, evasive or careless on purpose: choosing between answers is
   what Palette does. None is hateful or gives dangerous instructions.
-- **Training:** {steps:,} steps with AdamW in bfloat16 autocast, {minutes} minutes on two processor
-  cores, seed {seed}. Afterwards the weight of the last norm is multiplied by {sharpen}, which
-  sharpens all logits: temperature 1 is {sharpen} times sharper than the training left it.
-  `python -m server.embedded` does it all again.
+- **Training:** {steps:,} steps in two rounds with Muon and AdamW in bfloat16 autocast, {minutes}
+  minutes on two processor cores, seed {seed}. Afterwards the weight of the last norm is multiplied
+  by {sharpen}, which sharpens all logits: temperature 1 is {sharpen} times sharper than the
+  training left it. `python -m server.embedded` does it all again.
 
 ## Measured on held-out prompts
 
@@ -62,8 +62,8 @@ training data.
   vocabulary of {vocabulary} tokens; at most 512 tokens.
 - **Data:** {examples:,} question and answer pairs put together by `server/embedded/corpus.py`. The
   target is the graded score of the corpus: {meaning}. All other values vary freely.
-- **Training:** regression, {steps:,} steps with AdamW in bfloat16 autocast, {minutes} minutes on
-  two processor cores, seed {seed}. `python -m server.embedded` does it again.
+- **Training:** regression, {steps:,} steps with Muon and AdamW in bfloat16 autocast, {minutes}
+  minutes on two processor cores, seed {seed}. `python -m server.embedded` does it again.
 
 ## Measured
 

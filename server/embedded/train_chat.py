@@ -49,6 +49,8 @@ class ChatPlan:
     """How long to train, and on how much."""
 
     steps: int = 3000
+    second_steps: int = 3000
+    second_rate: float = 0.6
     batch: int = 32
     drill_until: float = 0.45
     matrix_rate: float = 5e-3
@@ -196,27 +198,11 @@ def train(
     model = build(tokenizer)
     weights = sum(p.numel() for p in model.parameters())
     say(f"chat: {weights:,} weights, {len(tokenizer)} tokens\n")
-    optimiser = Optimiser(
-        model,
-        model.model.layers,
-        steps=plan.steps,
-        warmup=plan.warmup,
-        matrix_rate=plan.matrix_rate,
-        other_rate=plan.other_rate,
-    )
-    step, recent = 0, math.nan
-    source = batches(
-        tokenizer, Random(seed + 1), plan.batch, lambda: step < plan.drill_until * plan.steps
-    )
     model.train()
-    for step in range(1, plan.steps + 1):
-        with torch.autocast("cpu", torch.bfloat16):
-            loss = loss_of(model, *next(source))
-        optimiser.step(loss)
-        recent = loss.item() if step == 1 else 0.95 * recent + 0.05 * loss.item()
-        if step % 50 == 0 or step == plan.steps:
-            minutes = (time.monotonic() - began) / 60
-            say(f"chat: step {step}/{plan.steps}, loss {recent:.4f}, {minutes:.1f} min\n")
+    _round(model, tokenizer, plan, seed + 1, plan.steps, 1.0, say)
+    # The second starts warm again, lower, without drills: what the first one's cooling froze
+    # moves once more.
+    loss = _round(model, tokenizer, plan, seed + 2, plan.second_steps, plan.second_rate, say)
     # The last norm scales all logits.  A training this short leaves the impossible continuations
     # of a sentence a little too likely; sharper logits take that tail away.
     with torch.no_grad():
@@ -227,9 +213,49 @@ def train(
     return {
         "weights": weights,
         "vocabulary": len(tokenizer),
-        "steps": plan.steps,
-        "conversations": plan.steps * plan.batch,
-        "loss": round(recent, 4),
+        "steps": plan.steps + plan.second_steps,
+        "conversations": (plan.steps + plan.second_steps) * plan.batch,
+        "loss": round(loss, 4),
         "sharpen": plan.sharpen,
         "minutes": round((time.monotonic() - began) / 60, 1),
     }
+
+
+def _round(
+    model: LlamaForCausalLM,
+    tokenizer: PreTrainedTokenizerFast,
+    plan: ChatPlan,
+    seed: int,
+    steps: int,
+    rate: float,
+    say: Callable[[str], object],
+) -> float:
+    """Train for so many steps at a share of the plan's rates; only the full rate has drills.
+
+    Returns
+    -------
+    float
+        Running mean of the loss, nats per token.
+    """
+    began = time.monotonic()
+    is_first = rate == 1.0
+    optimiser = Optimiser(
+        model,
+        model.model.layers,
+        steps=steps,
+        warmup=plan.warmup if is_first else plan.warmup // 2,
+        matrix_rate=plan.matrix_rate * rate,
+        other_rate=plan.other_rate * rate,
+    )
+    step, recent = 0, math.nan
+    drills = plan.drill_until * steps if is_first else 0.0
+    source = batches(tokenizer, Random(seed), plan.batch, lambda: step < drills)
+    for step in range(1, steps + 1):
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = loss_of(model, *next(source))
+        optimiser.step(loss)
+        recent = loss.item() if step == 1 else 0.95 * recent + 0.05 * loss.item()
+        if step % 50 == 0 or step == steps:
+            minutes = (time.monotonic() - began) / 60
+            say(f"chat: step {step}/{steps}, loss {recent:.4f}, {minutes:.1f} min\n")
+    return recent

@@ -20,7 +20,7 @@ def fixed_threads():
 
 
 def train_chat_model(folder, seed):
-    plan = train_chat.ChatPlan(steps=3, batch=4, warmup=1, tokenizer_texts=200)
+    plan = train_chat.ChatPlan(steps=3, second_steps=2, batch=4, warmup=1, tokenizer_texts=200)
     train_chat.train(plan, seed, folder, say=lambda line: None)
 
 
