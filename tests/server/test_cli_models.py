@@ -312,3 +312,18 @@ def test_generate_says_how_many_could_not_be_answered(folder):
         assert told.exit_code == 1
         assert told.stderr.startswith("palette: 1 prompts could not be answered")
     assert len(out.read_text().splitlines()) == 2
+
+
+# the shipped rewards
+
+
+def test_score_with_the_shipped_rewards(monkeypatch, tmp_path):
+    monkeypatch.delenv("PALETTE_REWARDS")
+    path = tmp_path / "answers.jsonl"
+    record = {"messages": MESSAGES, "answer": "Fry it with egg, peas and a little soy sauce."}
+    path.write_text(json.dumps(record) + "\n")
+    told = palette("score", path)
+    assert told.exit_code == 0, told.stderr
+    rewards = json.loads(told.stdout)["rewards"]
+    assert set(rewards) == {*embedded.VALUES, "words", "lexical_diversity"}
+    assert rewards["words"] == 10
