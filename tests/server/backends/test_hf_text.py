@@ -40,20 +40,21 @@ def test_a_stop_string_is_found_wherever_it_lies(tokenizer, detokenizer, text, l
         assert stop not in detokenizer.text(ids[: n_read - 1])
 
 
-def test_one_byte_at_a_time(tokenizer, detokenizer):
-    # Byte by byte, as if nothing were in the vocabulary: characters are complete after 1-4 tokens.
+def test_characters_of_several_tokens(tokenizer, detokenizer):
     text = "aé日🙂b"
-    tokens = [tokenizer.backend_tokenizer.encode(text)]
-    assert len(tokens[0].ids) > len(text)
+    ids = tokenizer.encode(text)
+    assert len(ids) > len(text)
     for stop in text:
-        found, _ = push_all(detokenizer, tokens[0].ids, stop)
-        assert found == text[: text.index(stop)]
+        assert push_all(detokenizer, ids, stop)[0] == text[: text.index(stop)]
 
 
 def test_the_first_of_several_stop_strings_wins(tokenizer, detokenizer):
     ids = tokenizer.encode("What is the capital of France?")
     assert push_all(detokenizer, ids, "France", "capital", "the")[0] == "What is "
     assert push_all(detokenizer, ids, "tal of F", "capital of")[0] == "What is the "
+    # Two in one token.
+    assert " capital" in map(detokenizer.token, ids)
+    assert push_all(detokenizer, ids, "ital", "ap")[0] == "What is the c"
 
 
 def test_without_a_stop_string_nothing_is_found(tokenizer, detokenizer):
