@@ -7,8 +7,10 @@ so that the number stays graded: nothing is gained by pushing scores to the ends
 
 from __future__ import annotations
 
+import string
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +18,7 @@ from random import Random
 from typing import Any
 
 import torch
-from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from torch.nn import functional
 from transformers import BertConfig, BertForSequenceClassification, PreTrainedTokenizerFast
 
@@ -55,22 +57,30 @@ class RewardPlan:
 
 
 def train_tokenizer(plan: RewardPlan, seed: int) -> PreTrainedTokenizerFast:
-    """Train a WordPiece tokenizer on conversations; all four models share it."""
+    """Make a WordPiece tokenizer of the corpus's most frequent words.
+
+    The library's own trainer breaks ties at random; counting words does not.  All printable
+    characters are pieces too, so any other word is spelled out.
+    """
     rng = Random(seed)
     pool = split_prompts("train")
-    texts = []
+    normalizer = normalizers.BertNormalizer(lowercase=True)
+    splitter = pre_tokenizers.BertPreTokenizer()
+    counts: Counter[str] = Counter()
     for _ in range(plan.tokenizer_texts):
         prompt = rng.choice(pool)
-        texts += [prompt.text, compose(rng, prompt.topic).text]
-    tokenizer = Tokenizer(models.WordPiece(unk_token=UNKNOWN))
-    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
-    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    trainer = trainers.WordPieceTrainer(
-        vocab_size=VOCABULARY,
-        special_tokens=[PAD, UNKNOWN, START, END, MASK],
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator(texts, trainer)
+        for text in (prompt.text, compose(rng, prompt.topic).text):
+            words = splitter.pre_tokenize_str(normalizer.normalize_str(text))
+            counts.update(word for word, _ in words)
+    characters = sorted({*"".join(counts), *string.ascii_lowercase, *string.digits})
+    characters += sorted({*string.punctuation} - {*characters})
+    pieces = [PAD, UNKNOWN, START, END, MASK, *characters, *(f"##{c}" for c in characters)]
+    frequent = sorted(set(counts) - set(pieces), key=lambda word: (-counts[word], word))
+    pieces += frequent[: VOCABULARY - len(pieces)]
+    vocabulary = {piece: number for number, piece in enumerate(pieces)}
+    tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token=UNKNOWN))
+    tokenizer.normalizer = normalizer
+    tokenizer.pre_tokenizer = splitter
     tokenizer.post_processor = processors.TemplateProcessing(
         single=f"{START} $A {END}",
         pair=f"{START} $A {END} $B:1 {END}:1",
