@@ -78,7 +78,7 @@ training data.
 ## Limits
 
 It knows the wording of the embedded chat model. On other text its numbers say little: use a real
-reward model for a real chat model.
+reward model for a real chat model.{blind}
 """
 
 MEANING = {
@@ -87,6 +87,12 @@ MEANING = {
     "harmless": "from breezily careless advice through none to a caution for oneself and others",
     "humorous": "from dry through a quip to one or two jokes",
     "positive": "from cold through neutral to warm and encouraging",
+}
+
+# What a model was meant to learn and did not.
+BLIND = {
+    "helpful": " It tells tips from evasions, but not tips on the topic from tips on another one:\n"
+    "such pairs it orders hardly better than chance.",
 }
 
 INPUT = {
@@ -126,6 +132,7 @@ def _reward(value: str, report: Mapping[str, Any]) -> str:
         "value": value,
         "input": INPUT[value in PAIRED],
         "meaning": MEANING[value],
+        "blind": BLIND.get(value, ""),
         "accuracy": quality["rank_accuracy"][value],
         "within": quality["within"][value],
         "ratio": quality["between"][value] / quality["within"][value],
