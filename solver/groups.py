@@ -109,7 +109,11 @@ class Groups:
 def draw_groups(pilot: PilotSet, n_candidates: float, groups: int | None, seed: int) -> Groups:
     """Return groups of `n_candidates` drawn from `pilot`; see `PilotSet.groups`."""
     size = _group_size(pilot, n_candidates)
-    if groups is not None and (isinstance(groups, bool) or groups < 1):
+    if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
+        raise PilotError(f"seed: {seed!r} is not a whole number from 0 up.")
+    if groups is not None and (
+        isinstance(groups, bool) or not isinstance(groups, int) or groups < 1
+    ):
         raise PilotError(f"groups: {groups!r} is not a positive number; leave it out for all data.")
     rng = np.random.default_rng([seed, size])
     if pilot.pooled:

@@ -71,9 +71,10 @@ class Certificate:
     @property
     def sentence(self) -> str:
         """The proof in words."""
-        among = "all answers" if self.candidates == math.inf else f"{self.candidates} candidates"
-        if self.candidates == 1:
-            among = "1 candidate"
+        if self.candidates == math.inf:
+            among = "all answers"
+        else:
+            among = f"{int(self.candidates)} candidate{'s' * (self.candidates > 1)}"
         if len(self.direction) == 1:
             ((name, sign),) = self.direction.items()
             way = "more" if sign > 0 else "less"

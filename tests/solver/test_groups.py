@@ -104,7 +104,13 @@ def test_too_many_candidates_say_how_many_there_are():
         PilotSet(np.arange(10.0)[:, None], names(1), pooled=True).groups(11)
 
 
-@pytest.mark.parametrize("groups", [0, -3, True])
+@pytest.mark.parametrize("seed", [-1, 1.5, None, True])
+def test_impossible_seeds_are_refused(seed):
+    with pytest.raises(PilotError, match="seed"):
+        gaussian_pilot(0).groups(4, seed=seed)
+
+
+@pytest.mark.parametrize("groups", [0, -3, True, 2.5])
 def test_impossible_numbers_of_groups_are_refused(groups):
     with pytest.raises(PilotError, match="groups"):
         gaussian_pilot(0).groups(4, groups=groups)
