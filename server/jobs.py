@@ -22,6 +22,7 @@ from server.promise import AUTO_CANDIDATES, InfeasiblePaletteError
 from server.prompts import PromptsError, parse_prompt, read_prompts
 from server.schemas import PaletteOptions
 from server.settings import Settings
+from server.threads import share_cores
 from solver import (
     Palette,
     PaletteError,
@@ -61,6 +62,7 @@ async def calibrate_to_file(
 ) -> Path:
     """Make a calibration, write it in one piece, and return where."""
     conversations = read_prompts(prompts or embedded.PROMPTS)[:limit]
+    share_cores(settings)
     backend, rewards = make_backend(settings), make_rewards(settings)
     try:
         await backend.start()
@@ -159,6 +161,7 @@ async def generate_to_file(
     conversations = read_prompts(prompts)
     # The limit protects a server from its clients; here the operator is the only one.
     settings = settings.model_copy(update={"max_running": concurrency})
+    share_cores(settings)
     async with running_aligner(settings) as aligner:
         with terminal.progress_bar("generating") as progress:
             return await generate_file(
@@ -177,6 +180,7 @@ async def score_to_file(settings: Settings, file: Path, out: Path | None) -> Non
     """Score the answers of a file, line by line in the same order."""
     suite = make_rewards(settings)
     samples = list(_read_answers(file))
+    share_cores(settings)
     await suite.start()
     try:
         names = suite.text_only_names

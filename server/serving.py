@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import signal
 from types import FrameType
 
-import torch
 import uvicorn
 
 from rewards import RewardError
@@ -17,6 +15,7 @@ from server.app import running_app
 from server.backends.base import BackendError
 from server.calibration import CalibrationError
 from server.settings import Settings
+from server.threads import share_cores
 from solver import PaletteError
 
 logger = logging.getLogger("palette")
@@ -67,7 +66,7 @@ def run_server(settings: Settings) -> int:
     )
     # Chatter of HTTP clients inside model loading is no news to an operator.
     logging.getLogger("httpx").setLevel(logging.WARNING)
-    torch.set_num_threads(settings.torch_threads or os.cpu_count() or 1)
+    share_cores(settings)
     terminal.errors.print(
         f"Palette: loading {settings.served_model_name} ...", markup=False, soft_wrap=True
     )

@@ -115,7 +115,10 @@ class Settings(BaseSettings):
     )
     port: int = Field(default=8000, ge=0, le=65535, description="Port to listen on; 0 picks one.")
     torch_threads: int | None = Field(
-        default=None, ge=1, description="CPU threads of a torch operation; by default the cores."
+        default=None,
+        ge=1,
+        description="CPU threads of a torch operation; by default half the cores, for generation "
+        "and scoring run at the same time.",
     )
     keepalive_s: float = Field(
         default=5.0, gt=0, description="Seconds between comments that keep a stream open."
