@@ -273,7 +273,9 @@ def main() -> None:
     logging.getLogger("httpx").setLevel(logging.WARNING)
 
     pilot = load_calibration(embedded.CALIBRATION).pilot
-    pool = asyncio.run(sample_pool(arguments.pool, arguments.prompts, arguments.pool_candidates))
+    if not arguments.pool.exists():
+        asyncio.run(sample_pool(arguments.pool, arguments.prompts, arguments.pool_candidates))
+    pool = PilotSet.load(arguments.pool)
     rows = expected_levels(pilot, pool)
     print(f"{pool.n_prompts} held-out prompts x {pool.n_candidates} fresh candidates\n")
     print_expected(rows)
