@@ -27,6 +27,7 @@ from tests.server.fakes import LEXICAL_REWARDS
 MESSAGES = [{"role": "user", "content": "What can I cook with rice?"}]
 PALETTE = json.dumps({"targets": {"words": {"gain": 0.3}}, "candidates": 4})
 N_PROMPTS = 16
+N_MANY = 100
 # Ends before a machine is called hung, long after a loaded one is done.
 PATIENCE_S = 240
 
@@ -265,11 +266,14 @@ def records(path):
 
 
 def test_generate_stopped_and_continued_loses_nothing(folder, calibration):
-    whole, out = folder / "whole.jsonl", folder / "out.jsonl"
-    command = ["generate", folder / "prompts.jsonl", "--palette", PALETTE]
+    whole, out, prompts = folder / "whole.jsonl", folder / "out.jsonl", folder / "many.jsonl"
+    # So many that a fast machine is not done before the signal arrives.
+    lines = embedded.PROMPTS.read_text(encoding="utf-8").splitlines()[:N_MANY]
+    prompts.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    command = ["generate", prompts, "--palette", PALETTE]
     command += ["--calibration", calibration, "--concurrency", 2, "--out"]
     assert palette(*command, whole).exit_code == 0
-    assert len(records(whole)) == N_PROMPTS + 2
+    assert len(records(whole)) == N_MANY
     with ending(start(*command, out)) as process:
         while process.poll() is None:
             if out.exists() and out.read_bytes().count(b"\n") > 1:
@@ -278,7 +282,7 @@ def test_generate_stopped_and_continued_loses_nothing(folder, calibration):
             time.sleep(0.002)
         _, err = process.communicate(timeout=PATIENCE_S)
     n_kept = out.read_bytes().count(b"\n")
-    assert 1 < n_kept < N_PROMPTS + 2
+    assert 1 < n_kept < N_MANY
     assert process.returncode == 130
     assert err == "palette: stopped; what was written is whole, run the same command to continue\n"
     assert palette(*command, out).exit_code == 0
