@@ -30,9 +30,8 @@ def progress_bar(label: str) -> Iterator[Report]:
         return
     bar = Progress(
         TextColumn("{task.description}"),
-        BarColumn(),
+        BarColumn(bar_width=20),  # so that all of it fits in 80 columns
         MofNCompleteColumn(),
-        TextColumn("elapsed"),
         TimeElapsedColumn(),
         TextColumn("left"),
         TimeRemainingColumn(),
