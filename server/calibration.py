@@ -143,7 +143,7 @@ def load_calibration(path: Path) -> Calibration:
     try:
         pilot = PilotSet.load(path)
     except (PilotError, OSError) as error:
-        msg = f"calibration {path} cannot be read: {error}; {remedy}"
+        msg = f"calibration {str(error).rstrip('.')}; {remedy}"  # it begins with the path
         raise CalibrationError(msg) from error
     record: Any = pilot.metadata.get("calibration")
     if record is None:

@@ -122,7 +122,8 @@ class Promiser:
             if palette.needs_pilot:
                 msg = (
                     "this palette needs a calibration and the model has none yet: run `palette "
-                    'calibrate`, use `"scope": "answer"`, or give multipliers'
+                    "calibrate` or wait for the one in progress (GET /ready says how far it is), "
+                    'use `"scope": "answer"`, or give multipliers'
                 )
                 raise CalibrationMissingError(msg)
             n_candidates = self._count(options, n_choices)
