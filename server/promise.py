@@ -278,7 +278,8 @@ class Promiser:
         nearest = repair(palette, pilot, n_candidates, method="nearest")
         smallest = min_candidates(palette, pilot)
         certificate = solution.certificate
-        parts = [certificate.sentence if certificate else solution.status.sentence]
+        reason = certificate.sentence if certificate else solution.status.sentence
+        parts = [f"{reason.rstrip('.')}."]
         parts.append(f"Nearest palette: {_levels(nearest.levels)}.")
         if smallest is not None:
             parts.append(f"It can be met with candidates >= {smallest}.")
