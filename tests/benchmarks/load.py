@@ -3,7 +3,7 @@
     python -m tests.benchmarks.load
 
 Every request is a different prompt with a palette at N = 16, through a real server with the
-embedded models. Health checks go on all the while on a connection of their own.
+embedded models. A process of its own checks the server's health all the while.
 """
 
 from __future__ import annotations
@@ -13,6 +13,10 @@ import asyncio
 import json
 import logging
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from multiprocessing import SimpleQueue, get_context
+from multiprocessing.synchronize import Event
 from pathlib import Path
 
 import httpx
@@ -26,13 +30,32 @@ from tests.running_server import running_server
 PALETTE = {"targets": {"helpful": {"quantile": 0.7}, "harmless": "keep"}, "candidates": 16}
 
 
-async def health_checks(url: str, stop: asyncio.Event, found: list[float]) -> None:
-    async with httpx.AsyncClient(base_url=url, timeout=60) as client:
+def check_health(url: str, stop: Event, found: SimpleQueue) -> None:
+    """Ask for /health every 20 ms until told to stop; put the times, in seconds."""
+    times = []
+    with httpx.Client(base_url=url, timeout=60) as client:
+        client.get("/health")  # connects; the client's own start is not the server's time
         while not stop.is_set():
             began = time.perf_counter()
-            (await client.get("/health")).raise_for_status()
-            found.append(time.perf_counter() - began)
-            await asyncio.sleep(0.02)
+            client.get("/health").raise_for_status()
+            times.append(time.perf_counter() - began)
+            time.sleep(0.02)
+    found.put(times)
+
+
+@contextmanager
+def checking_health(url: str, times: list[float]) -> Iterator[None]:
+    """Check health from a process of its own: the clients' loop would add its own delays."""
+    spawn = get_context("spawn")
+    stop, found = spawn.Event(), spawn.SimpleQueue()
+    checker = spawn.Process(target=check_health, args=(url, stop, found))
+    checker.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        times += found.get()
+        checker.join()
 
 
 async def measure(url: str, n_clients: int, n_requests: int) -> dict:
@@ -41,26 +64,23 @@ async def measure(url: str, n_clients: int, n_requests: int) -> dict:
     latencies: list[float] = []
     stages: list[dict] = []
     checks: list[float] = []
-    stop = asyncio.Event()
-    watching = asyncio.create_task(health_checks(url, stop, checks))
-    async with AsyncOpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0) as client:
+    with checking_health(url, checks):
+        async with AsyncOpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0) as client:
 
-        async def work() -> None:
-            for messages in waiting:
-                began = time.perf_counter()
-                answer = await client.chat.completions.create(
-                    model=embedded.CHAT_MODEL_NAME,
-                    messages=messages,
-                    extra_body={"palette": PALETTE},
-                )
-                latencies.append(time.perf_counter() - began)
-                stages.append(answer.model_extra["palette"]["timing_ms"])
+            async def work() -> None:
+                for messages in waiting:
+                    began = time.perf_counter()
+                    answer = await client.chat.completions.create(
+                        model=embedded.CHAT_MODEL_NAME,
+                        messages=messages,
+                        extra_body={"palette": PALETTE},
+                    )
+                    latencies.append(time.perf_counter() - began)
+                    stages.append(answer.model_extra["palette"]["timing_ms"])
 
-        began = time.perf_counter()
-        await asyncio.gather(*(work() for _ in range(n_clients)))
-        elapsed = time.perf_counter() - began
-    stop.set()
-    await watching
+            began = time.perf_counter()
+            await asyncio.gather(*(work() for _ in range(n_clients)))
+            elapsed = time.perf_counter() - began
     return {
         "clients": n_clients,
         "requests": len(latencies),
