@@ -111,7 +111,12 @@ def solve_file(
     result = solution.to_dict() | {"min_candidates": smallest, "repaired": None}
     if solution.status is not Status.OPTIMAL and on_infeasible != "reject":
         mended = repair(
-            palette, pilot, n, method if on_infeasible == "repair" else "nearest", **options
+            palette,
+            pilot,
+            n,
+            method if on_infeasible == "repair" else "nearest",
+            max_kl=max_kl,
+            **options,
         )
         result = mended.solution.to_dict() | {
             "status": "repaired" if on_infeasible == "repair" else "best_effort",

@@ -136,7 +136,7 @@ class Promiser:
         found = self._cache.lookup(palette, pilot, n_candidates, max_kl=options.max_kl)
         if found is not None and found.status is Status.OPTIMAL:
             return Promise(
-                "met",
+                _status_of(found),
                 palette,
                 n_candidates,
                 found.multipliers,
@@ -232,7 +232,7 @@ class Promiser:
             solution, _ = self._cache.solve(palette, pilot, n_candidates, max_kl=options.max_kl)
         else:  # one prompt's own candidates never come again: nothing to remember
             solution = solve(palette, pilot, n_candidates, max_kl=options.max_kl)
-        status: PromiseStatus = "met"
+        status = _status_of(solution)
         changes = None
         promised = palette
         if solution.status is not Status.OPTIMAL:
@@ -245,7 +245,11 @@ class Promiser:
                 n_candidates,
                 method=options.repair.method if is_repair else "nearest",
                 priorities=options.repair.priorities if is_repair else None,
+                max_kl=options.max_kl,
             )
+            if mended.solution.status is not Status.OPTIMAL:
+                # Floors that no answer clears, or a solve that did not end: nothing to promise.
+                raise self._infeasible(palette, pilot, n_candidates, solution)
             status = "repaired" if is_repair else "best_effort"
             solution, promised = mended.solution, mended.palette
             changes = {
@@ -294,6 +298,11 @@ class Promiser:
             "min_candidates": smallest,
         }
         return InfeasiblePaletteError(" ".join(parts), details)
+
+
+def _status_of(solution: Solution) -> PromiseStatus:
+    """Return ``met``, unless a KL budget keeps the levels short of what was asked."""
+    return "met" if solution.limited_by is None else "best_effort"
 
 
 def _levels(levels: Mapping[str, float | tuple[float, float]]) -> str:

@@ -224,6 +224,29 @@ async def test_max_kl_bounds_the_expected_kl(running):
     solved = (await running.client.post("/v1/palette/solve", json={"palette": palette})).json()
     assert solved["kl"] <= 0.1 + 1e-6
     assert solved["expected"]["words"] < 16
+    for _ in range(2):  # solved, then from the cache
+        report = (await running.chat(palette=palette)).json()["palette"]
+        assert report["status"] == "best_effort"
+        assert report["limited_by"] == "max_kl"
+    ample = (await running.chat(palette=palette | {"max_kl": 5.0})).json()["palette"]
+    assert (ample["status"], ample["limited_by"]) == ("met", None)
+
+
+@pytest.mark.parametrize("on_infeasible", ["repair", "best_effort"])
+async def test_repair_keeps_the_budget(running, on_infeasible):
+    palette = {"targets": {"words": {"at_least": 30}}, "on_infeasible": on_infeasible}
+    free = (await running.client.post("/v1/palette/solve", json={"palette": palette})).json()
+    kept = palette | {"max_kl": 0.1}
+    solved = (await running.client.post("/v1/palette/solve", json={"palette": kept})).json()
+    assert free["kl"] > 0.5
+    assert solved["kl"] <= 0.1 + 1e-6
+
+
+async def test_repair_offers_nothing_where_floors_refuse_everything(running):
+    palette = {"targets": {"words": "keep"}, "floors": {"words": 50}, "on_infeasible": "repair"}
+    reply = await running.chat(palette=palette)
+    assert reply.status_code == 422
+    assert "floors" in reply.json()["error"]["message"]
 
 
 async def test_floors(running):

@@ -121,7 +121,9 @@ async def test_solve_promises_what_chat_promises(running, palette):
         alone["limited_by"] == report["limited_by"] == ("max_kl" if "max_kl" in palette else None)
     )
     if alone["repaired"] is None:
-        assert (alone["status"], report["status"]) == ("optimal", "met")
+        # A palette that its budget keeps from being met is not called met.
+        told = "best_effort" if "max_kl" in palette else "met"
+        assert (alone["status"], report["status"]) == ("optimal", told)
     else:
         assert (
             alone["status"]
