@@ -4,17 +4,40 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
 
-from solver.groups import Groups
+from solver.groups import COLLINEAR, Groups
 from solver.palette import Constraints
 from solver.tilt import floor_mask
 
 FloatArray = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One block of the groups that can be served; n_groups is the block's.
+
+    Attributes
+    ----------
+    excess : ndarray, shape (n_values, n_candidates, n_groups)
+        Of all values, over the mean of the group, standardised.
+    solved : ndarray, shape (k, n_candidates, n_groups)
+        Of the values whose multipliers are solved for.
+    mask : ndarray, shape (n_candidates, n_groups), or None
+        0 for a candidate that may be served, -inf for another.
+    offset : ndarray, shape (n_candidates, n_groups), or None
+        Exponents of given multipliers.
+    """
+
+    excess: FloatArray
+    solved: FloatArray
+    mask: FloatArray | None
+    offset: FloatArray | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,9 +109,11 @@ class ServedDual:
         self.ridge = ridge
         self.active = constraints.active
         self._fixed = np.nan_to_num(constraints.fixed) * groups.scale
-        self.kept: npt.NDArray[np.bool_] | None = None
-        self._blocks, self._masks = self._masked_blocks()
-        self.n_groups = sum(block.shape[2] for block in self._blocks)
+        self._is_plain = not (constraints.has_floors or self._fixed.any())
+        self.kept: npt.NDArray[np.bool_] | None = self._servable()
+        self.n_groups = groups.n_groups if self.kept is None else int(self.kept.sum())
+        # Blocks that the groups do not keep are not kept here either.
+        self._held = None if groups.held is None else tuple(self._made())
         self.origin = groups.base
         if self.kept is not None and self.n_groups:
             drift = groups.means[self.kept].mean(axis=0) - groups.means.mean(axis=0)
@@ -98,14 +123,6 @@ class ServedDual:
             (constraints.lower[self.active] - origin) / scale,
             (constraints.upper[self.active] - origin) / scale,
         )
-        if len(self.active) == len(groups.scale):
-            self._solved = self._blocks
-        else:
-            self._solved = tuple(block[self.active] for block in self._blocks)
-        self._offsets: tuple[FloatArray | None, ...] = (None,) * len(self._blocks)
-        if self._fixed.any():
-            with np.errstate(over="ignore", invalid="ignore"):
-                self._offsets = tuple(np.tensordot(self._fixed, x, axes=1) for x in self._blocks)
 
     @property
     def refused(self) -> float:
@@ -116,9 +133,12 @@ class ServedDual:
         self.lower, self.upper = lower, upper
         self.pinned = np.asarray(lower == upper)
         self.side = np.where(upper == np.inf, 1.0, np.where(lower == -np.inf, -1.0, 0.0))
+        self.is_one_sided = bool((self.side > 0.0).all())
 
     def linear(self, multipliers: FloatArray) -> float:
         """Return λ·c, with each value's lower or upper bound as the sign of λ says."""
+        if self.is_one_sided:
+            return float(multipliers @ self.lower)
         # A multiplier of 0 asks for nothing, even of an infinite bound.
         below = np.where(multipliers < 0, self.upper, 0.0)
         return float(multipliers @ np.where(multipliers > 0, self.lower, below))
@@ -126,25 +146,54 @@ class ServedDual:
     def __call__(self, multipliers: FloatArray) -> Evaluation:
         """Return value, gradient parts and Hessian at standardised multipliers, shape (k,)."""
         k = len(multipliers)
+        if self._is_plain and not multipliers.any():
+            return self._at_rest()
         log_partition = support = 0.0
         levels = np.zeros(k)
         gram = np.zeros((k, k))
         with np.errstate(over="ignore", invalid="ignore"):
-            for x, mask, offset in zip(self._solved, self._masks, self._offsets, strict=True):
-                weights, log_z, best = softmax(multipliers, x, mask, offset)
-                log_partition += float(log_z.sum())
+            for part in self.parts():
+                x = part.solved
+                weights, log_z, best = softmax(multipliers, x, part.mask, part.offset)
+                log_partition += float(np.add.reduce(log_z))
                 support += best
                 weighted = x * weights
-                means = weighted.sum(axis=1)
-                levels += means.sum(axis=1)
+                means = np.add.reduce(weighted, axis=1)
+                levels += np.add.reduce(means, axis=1)
                 gram -= means @ means.T
                 gram += _gram(weighted.reshape(k, weights.size), x.reshape(k, weights.size))
             count = max(1, self.n_groups)
             asked = self.linear(multipliers)
             penalty = 0.5 * self.ridge * float(multipliers @ multipliers)
             value = asked - log_partition / count - penalty
-            is_finite = math.isfinite(value + float(levels.sum()) + float(gram.sum()))
+        # Excesses are finite: what overflows, overflows in the exponents and shows in the value.
+        is_finite = math.isfinite(value)
         return Evaluation(value, levels / count, gram / count, asked, support / count, is_finite)
+
+    def _at_rest(self) -> Evaluation:
+        """Return what the uniform choice gives, without a pass: every solve starts here."""
+        k = len(self.active)
+        hessian = self.groups.covariance[self.active[:, None], self.active]
+        return Evaluation(
+            -math.log(self.groups.n_candidates), np.zeros(k), hessian, 0.0, 0.0, is_finite=True
+        )
+
+    @cached_property
+    def unseen(self) -> FloatArray:
+        """Orthonormal combinations of the solved values that no choice can change, shape (k, d).
+
+        They are those of collinear values; along them the optimal multipliers are not unique.
+        Values that are constant by themselves are left out.
+        """
+        varying = np.flatnonzero(~self.groups.is_constant[self.active])
+        if not self.groups.is_collinear or not len(varying):
+            return np.empty((len(self.active), 0))
+        columns = self.active[varying]
+        variances, vectors = np.linalg.eigh(self.groups.covariance[columns[:, None], columns])
+        null = vectors[:, variances <= COLLINEAR]
+        unseen = np.zeros((len(self.active), null.shape[1]))
+        unseen[varying] = null
+        return unseen
 
     def vertex(self, direction: FloatArray) -> FloatArray:
         """Return the levels of the choice that maximises `direction`, shape (k,), standardised.
@@ -152,10 +201,11 @@ class ServedDual:
         Its product with `direction` is the support function h_N(u) = E max_j u·x_j, exactly.
         """
         levels = np.zeros(len(direction))
-        for x, mask in zip(self._solved, self._masks, strict=True):
+        for part in self.parts():
+            x = part.solved
             score = np.tensordot(direction, x, axes=1)
-            if mask is not None:
-                score += mask
+            if part.mask is not None:
+                score += part.mask
             best = score.argmax(axis=0)
             levels += x[:, best, np.arange(len(best))].sum(axis=1)
         return np.asarray(levels / max(1, self.n_groups))
@@ -164,10 +214,12 @@ class ServedDual:
     def centre(self) -> FloatArray:
         """Levels of the uniform choice among the allowed candidates, shape (k,), standardised."""
         levels = np.zeros(len(self.active))
-        for x, mask in zip(self._solved, self._masks, strict=True):
-            if mask is not None:  # otherwise 0: excesses are over the mean of their group
-                allowed = np.exp(mask)
-                levels += (x * (allowed / allowed.sum(axis=0))).sum(axis=(1, 2))
+        if not self.constraints.has_floors:
+            return levels  # excesses are over the mean of their group
+        for part in self.parts():
+            if part.mask is not None:
+                allowed = np.exp(part.mask)
+                levels += (part.solved * (allowed / allowed.sum(axis=0))).sum(axis=(1, 2))
         return np.asarray(levels / max(1, self.n_groups))
 
     def full(self, multipliers: FloatArray) -> FloatArray:
@@ -189,26 +241,43 @@ class ServedDual:
 
     def blocks(self) -> Iterator[tuple[FloatArray, FloatArray | None]]:
         """Iterate over excesses of all values, (n_values, N, n_groups), and their masks."""
-        return zip(self._blocks, self._masks, strict=True)
+        return ((part.excess, part.mask) for part in self.parts())
 
-    def _masked_blocks(self) -> tuple[tuple[FloatArray, ...], tuple[FloatArray | None, ...]]:
-        """Return the blocks of groups that can be served, with 0 or -inf for each candidate."""
+    def parts(self) -> Iterable[Part]:
+        """Return the groups that can be served, block by block."""
+        return self._made() if self._held is None else self._held
+
+    def _made(self) -> Iterator[Part]:
         groups, rule = self.groups, self.constraints
-        if not rule.has_floors:
-            return groups.blocks, (None,) * len(groups.blocks)
-        kept = np.empty(groups.n_groups, dtype=bool)
-        blocks, masks = [], []
-        for block, part in zip(groups.blocks, groups.slices, strict=True):
-            rewards = groups.flat[groups.sample[part]]
-            allowed = floor_mask(rewards, rule.floors, rule.on_floor, groups.scale).T
-            kept[part] = allowed.any(axis=0)
-            whole = bool(kept[part].all())
-            blocks.append(block if whole else block[..., kept[part]])
-            masks.append(np.where(allowed if whole else allowed[:, kept[part]], 0.0, -np.inf))
-        if not kept.all():
-            self.kept = kept
-        some = [i for i, block in enumerate(blocks) if block.shape[2]]
-        return tuple(blocks[i] for i in some), tuple(masks[i] for i in some)
+        is_all = len(self.active) == len(groups.scale)
+        for block, where in zip(groups.blocks, groups.slices, strict=True):
+            excess, mask, offset = block, None, None
+            if rule.has_floors:
+                allowed = self._allowed(where)
+                if self.kept is not None:
+                    kept = self.kept[where]
+                    excess, allowed = excess[..., kept], allowed[:, kept]
+                if not allowed.size:
+                    continue
+                mask = np.where(allowed, 0.0, -np.inf)
+            if self._fixed.any():
+                with np.errstate(over="ignore", invalid="ignore"):
+                    offset = np.tensordot(self._fixed, excess, axes=1)
+            yield Part(excess, excess if is_all else excess[self.active], mask, offset)
+
+    def _allowed(self, where: slice) -> npt.NDArray[np.bool_]:
+        """Return which candidates reach the floors, shape (n_candidates, n_groups)."""
+        groups, rule = self.groups, self.constraints
+        rewards = groups.flat[groups.sample[where]]
+        return floor_mask(rewards, rule.floors, rule.on_floor, groups.scale).T
+
+    def _servable(self) -> npt.NDArray[np.bool_] | None:
+        """Return the groups in which some candidate reaches the floors; None for all of them."""
+        if not self.constraints.has_floors:
+            return None
+        kept = [self._allowed(where).any(axis=0) for where in self.groups.slices]
+        servable = np.concatenate(kept)
+        return None if servable.all() else servable
 
 
 def softmax(
@@ -237,26 +306,27 @@ def softmax(
     score = score.reshape(n_candidates, n_groups)
     if mask is not None:
         score += mask
-    top = score.max(axis=0)
-    support = float(top.sum())
+    # The ufuncs' own reductions: the array methods around them cost as much as a small group.
+    top = np.maximum.reduce(score)
+    support = float(np.add.reduce(top))
     if offset is not None:
         score += offset
-        top = score.max(axis=0)
+        top = np.maximum.reduce(score)
     score -= top
     np.exp(score, out=score)
-    total = score.sum(axis=0)
+    total = np.add.reduce(score)
     score /= total
-    return score, np.asarray(top + np.log(total)), support
+    return score, top + np.log(total), support
 
 
 def _gram(weighted: FloatArray, x: FloatArray) -> FloatArray:
     """Return weighted·xᵀ, symmetric, shape (k, k), for few rows and many columns.
 
-    Row by row, using the symmetry, is about twice as fast as one matrix product once the columns
+    Row by row, using the symmetry, is up to twice as fast as one matrix product once the columns
     are some thousands; below that the calls themselves cost more.
     """
     k, n = x.shape
-    if n < 2500:
+    if n < 1500:
         return np.asarray(weighted @ x.T)
     gram = np.empty((k, k))
     for i in range(k):

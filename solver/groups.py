@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -18,11 +19,15 @@ if TYPE_CHECKING:
 FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.intp]
 
-# Numbers in one block of excesses (1 MiB): a block and its temporaries stay in the cache, and an
-# evaluation needs no more memory for a million groups than for a thousand.
+# Numbers in one block of excesses (1 MiB): a block and its temporaries stay in the cache.
 BLOCK_NUMBERS = 2**17
+# Excesses are kept up to this many numbers (256 MiB) and made anew in each pass beyond, so that a
+# million groups need little more memory than the pilot set they are drawn from.
+HELD_NUMBERS = 2**25
 # A pool is cut into groups as often as needed for this many; the cuts reuse its samples.
 LEAST_POOLED_GROUPS = 500
+# Variance of a combination of standardised values that is called rounding.
+COLLINEAR = 1e-12
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,11 +54,12 @@ class Groups:
         Mean reward of the pilot set, in reward units.
     scale : ndarray, shape (n_values,)
         Reward units per standardised unit.
+    is_constant : ndarray of bool, shape (n_values,)
+        Values that no choice can change.
     means : ndarray, shape (n_groups, n_values)
         Mean of each group, in reward units.
-    blocks : tuple of ndarray, each of shape (n_values, n_candidates, n_groups of the block)
-        Standardised excess of each candidate over the mean of its group. Groups come last, so that
-        sums over candidates run along contiguous memory.
+    held : tuple of ndarray, or None
+        The blocks, unless they are too many to keep.
     """
 
     pooled: bool
@@ -63,8 +69,9 @@ class Groups:
     n_independent: int
     base: FloatArray
     scale: FloatArray
+    is_constant: npt.NDArray[np.bool_]
     means: FloatArray
-    blocks: tuple[FloatArray, ...]
+    held: tuple[FloatArray, ...] | None
 
     @property
     def n_groups(self) -> int:
@@ -84,26 +91,68 @@ class Groups:
     @property
     def nbytes(self) -> int:
         """Memory held beyond the pilot set's own rewards."""
-        blocks = sum(block.nbytes for block in self.blocks)
+        blocks = sum(block.nbytes for block in self.held or ())
         return self.sample.nbytes + self.prompt.nbytes + self.means.nbytes + blocks
-
-    def first(self, n_groups: int) -> Groups:
-        """Return the first groups, at least `n_groups` of them, as whole blocks."""
-        n_blocks = int(np.searchsorted([part.stop for part in self.slices], n_groups)) + 1
-        end = self.slices[:n_blocks][-1].stop
-        return replace(
-            self,
-            sample=self.sample[:end],
-            prompt=self.prompt[:end],
-            means=self.means[:end],
-            blocks=self.blocks[:n_blocks],
-        )
 
     @cached_property
     def slices(self) -> tuple[slice, ...]:
         """The groups that each block holds."""
-        ends = np.cumsum([block.shape[2] for block in self.blocks]).tolist()
-        return tuple(slice(a, b) for a, b in zip([0, *ends], ends, strict=False))
+        step = max(1, BLOCK_NUMBERS // (self.n_candidates * len(self.scale)))
+        ends = range(0, self.n_groups, step)
+        return tuple(slice(start, min(start + step, self.n_groups)) for start in ends)
+
+    @property
+    def blocks(self) -> Iterable[FloatArray]:
+        """Excesses block by block, each of shape (n_values, n_candidates, n_groups of the block).
+
+        Standardised excess of each candidate over the mean of its group. Groups come last, so that
+        sums over candidates run along contiguous memory.
+        """
+        return self._made() if self.held is None else self.held
+
+    def _made(self) -> Iterator[FloatArray]:
+        for part in self.slices:
+            excess = self.flat[self.sample[part]]
+            excess -= self.means[part, None]
+            excess /= self.scale
+            excess[..., self.is_constant] = 0.0  # what is left of a constant is rounding
+            yield np.ascontiguousarray(excess.transpose(2, 1, 0))
+
+    def first(self, n_groups: int) -> Groups:
+        """Return the first groups, at least `n_groups` of them, as whole blocks, kept."""
+        n_blocks = int(np.searchsorted([part.stop for part in self.slices], n_groups)) + 1
+        end = self.slices[:n_blocks][-1].stop
+        held = None if self.held is None else self.held[:n_blocks]
+        part = replace(
+            self,
+            sample=self.sample[:end],
+            prompt=self.prompt[:end],
+            means=self.means[:end],
+            held=held,
+        )
+        return part.kept()
+
+    def kept(self) -> Groups:
+        """Return the same groups with their blocks kept, unless these are too many."""
+        if self.held is not None or self.sample.size * len(self.scale) > HELD_NUMBERS:
+            return self
+        return replace(self, held=tuple(self._made()))
+
+    @cached_property
+    def covariance(self) -> FloatArray:
+        """Mean covariance within a group, shape (n_values, n_values), standardised."""
+        gram = np.zeros((len(self.scale), len(self.scale)))
+        for block in self.blocks:
+            flat = block.reshape(len(gram), -1)
+            gram += flat @ flat.T
+        return gram / self.sample.size
+
+    @cached_property
+    def is_collinear(self) -> bool:
+        """Whether some combination of values that vary is the same for all candidates."""
+        varying = ~self.is_constant
+        spread = self.covariance[np.ix_(varying, varying)]
+        return bool(varying.any()) and bool(np.linalg.eigvalsh(spread)[0] <= COLLINEAR)
 
 
 def draw_groups(pilot: PilotSet, n_candidates: float, groups: int | None, seed: int) -> Groups:
@@ -124,17 +173,7 @@ def draw_groups(pilot: PilotSet, n_candidates: float, groups: int | None, seed: 
         n_independent = min(pilot.n_prompts, len(prompt))
     flat = pilot.rewards.reshape(-1, len(pilot.values))
     means = np.empty((len(sample), flat.shape[1]))
-    step = max(1, BLOCK_NUMBERS // (size * flat.shape[1]))
-    blocks = []
-    for start in range(0, len(sample), step):
-        rewards = flat[sample[start : start + step]]
-        mean = rewards.mean(axis=1)
-        means[start : start + step] = mean
-        rewards -= mean[:, None]
-        rewards /= pilot.scale
-        rewards[..., pilot.is_constant] = 0.0  # what is left of a constant is rounding
-        blocks.append(np.ascontiguousarray(rewards.transpose(2, 1, 0)))
-    return Groups(
+    drawn = Groups(
         pooled=pilot.pooled,
         flat=flat,
         sample=sample,
@@ -142,9 +181,13 @@ def draw_groups(pilot: PilotSet, n_candidates: float, groups: int | None, seed: 
         n_independent=n_independent,
         base=pilot.base,
         scale=pilot.scale,
+        is_constant=pilot.is_constant,
         means=means,
-        blocks=tuple(blocks),
+        held=None,
     )
+    for part in drawn.slices:
+        means[part] = flat[sample[part]].mean(axis=1)
+    return drawn.kept()
 
 
 def _group_size(pilot: PilotSet, n_candidates: float) -> int:

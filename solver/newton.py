@@ -7,6 +7,7 @@ from typing import Final, Literal
 
 import numpy as np
 import numpy.typing as npt
+from scipy.linalg.lapack import dposv
 
 from solver.dual import Evaluation, ServedDual
 
@@ -95,7 +96,10 @@ def kkt_residual(dual: ServedDual, point: FloatArray, here: Evaluation) -> float
     if not len(point):
         return 0.0
     levels = here.levels + dual.ridge * point
-    below, above = dual.lower - levels, levels - dual.upper
+    below = dual.lower - levels
+    if dual.is_one_sided:
+        return max(0.0, float(np.where(below >= 0, below, np.minimum(-below, point)).max()))
+    above = levels - dual.upper
     # Slack counts only as far as λ: complementarity asks that one of the two vanishes.
     tight_low = np.where(below >= 0, below, np.minimum(-below, point))
     tight_high = np.where(above >= 0, above, np.minimum(-above, -point))
@@ -119,9 +123,7 @@ def _search(
     dual: ServedDual, point: FloatArray, here: Evaluation, residual: float
 ) -> tuple[FloatArray, Evaluation, float] | None:
     """Return the next point, its evaluation and its residual, or None when no step gains."""
-    direction, side = _newton_direction(dual, point, here)
-    bound = np.where(side < 0, dual.upper, dual.lower)
-    gradient = np.where(side == 0, 0.0, bound - here.levels - dual.ridge * point)
+    direction, side, gradient = _newton_direction(dual, point, here)
     slope = float(gradient @ direction)
     if not slope > 0.0:
         return None
@@ -130,7 +132,10 @@ def _search(
     for _ in range(40):
         trial = point + step * direction
         # The segment is feasible; only rounding can cross zero, and must not.
-        trial = np.where((trial * side < 0) & ~dual.pinned, 0.0, trial)
+        if dual.is_one_sided:
+            np.maximum(trial, 0.0, out=trial)
+        else:
+            trial[(trial * side < 0) & ~dual.pinned] = 0.0
         there = dual(trial)
         if there.is_finite:
             left = kkt_residual(dual, trial, there)
@@ -145,37 +150,47 @@ def _search(
 
 def _newton_direction(
     dual: ServedDual, point: FloatArray, here: Evaluation
-) -> tuple[FloatArray, FloatArray]:
-    """Return the step to the model's maximiser, and the side of 0 each λ_i may be on in it.
+) -> tuple[FloatArray, FloatArray, FloatArray]:
+    """Return the step to the model's maximiser, the side of 0 of each λ_i in it, and the gradient.
 
     A side of 0 (``between`` at rest inside its interval) keeps λ_i at 0 in this step.
     """
-    side = np.where(dual.pinned, 1.0, dual.side)
-    two_sided = side == 0.0
-    if two_sided.any():
-        entering = np.where(here.levels < dual.lower, 1.0, 0.0 - (here.levels > dual.upper))
-        here_side = np.where(point == 0.0, entering, np.sign(point))
-        side = np.where(two_sided, here_side, side)
-    use = np.flatnonzero(side)
-    flip, at = side[use], point[use]
-    bound = np.where(flip > 0, dual.lower[use], dual.upper[use])
-    hessian = here.hessian[use[:, None], use]
+    hessian = here.hessian.copy()
     # Collinear values and saturated weights leave directions without curvature but rounding. This
     # much keeps the model concave and is far below what the residual can see; the steps it makes
     # too long are cut below.
     most = hessian.diagonal().max(initial=0.0)
-    hessian[np.diag_indices(len(use))] += dual.ridge + 1e-13 * max(1.0, most)
-    gradient = bound - here.levels[use] - dual.ridge * at
-    matrix = hessian * flip * flip[:, None]
-    linear = flip * (gradient + hessian @ at)
-    target = complementary(matrix, linear, dual.pinned[use], flip * at > 0)
-    direction = np.zeros_like(point)
-    direction[use] = flip * target - at
+    hessian.ravel()[:: len(point) + 1] += dual.ridge + 1e-13 * max(1.0, most)
+    if dual.is_one_sided:
+        side, gradient = dual.side, dual.lower - here.levels - dual.ridge * point
+        linear = gradient + hessian @ point
+        direction = complementary(hessian, linear, dual.pinned, point > 0) - point
+    else:
+        side = _sides(dual, point, here)
+        bound = np.where(side < 0, dual.upper, dual.lower)
+        gradient = np.where(side == 0, 0.0, bound - here.levels - dual.ridge * point)
+        use = np.flatnonzero(side)
+        flip, at = side[use], point[use]
+        hessian = hessian[use[:, None], use]
+        linear = flip * (gradient[use] + hessian @ at)
+        target = complementary(
+            hessian * flip * flip[:, None], linear, dual.pinned[use], flip * at > 0
+        )
+        direction = np.zeros_like(point)
+        direction[use] = flip * target - at
     longest = np.abs(direction).max(initial=0.0)
     limit = 10.0 + 2.0 * np.abs(point).max(initial=0.0)
     if longest > limit:
         direction *= limit / longest
-    return direction, side
+    return direction, side, gradient
+
+
+def _sides(dual: ServedDual, point: FloatArray, here: Evaluation) -> FloatArray:
+    """Return the side of 0 on which each λ_i may be in the next step, shape (k,)."""
+    side = np.where(dual.pinned, 1.0, dual.side)
+    entering = np.where(here.levels < dual.lower, 1.0, 0.0 - (here.levels > dual.upper))
+    here_side = np.where(point == 0.0, entering, np.sign(point))
+    return np.where(side == 0.0, here_side, side)
 
 
 def complementary(
@@ -202,12 +217,17 @@ def complementary(
     free = guess | unsigned | (linear > 0)
     fewest, patience = k + 1, 3
     y = np.zeros(k)
+    tiny = 1e-14 * np.abs(linear).max(initial=0.0)
     for _ in range(10 * k + 10):
-        inside = np.flatnonzero(free)
-        y = np.zeros(k)
-        y[inside] = np.linalg.solve(matrix[np.ix_(inside, inside)], linear[inside])
+        if free.all():
+            y = _solve(matrix, linear)
+            if (y >= 0.0).all():
+                break
+        else:
+            inside = np.flatnonzero(free)
+            y = np.zeros(k)
+            y[inside] = _solve(matrix[inside[:, None], inside], linear[inside])
         pull = linear - matrix @ y
-        tiny = 1e-14 * np.abs(linear).max(initial=0.0)
         bad = np.flatnonzero(np.where(free, (y < 0) & ~unsigned, pull > tiny))
         if not len(bad):
             break
@@ -219,3 +239,11 @@ def complementary(
             bad = bad[-1:]
         free[bad] = ~free[bad]
     return np.where(unsigned, y, np.maximum(y, 0.0))
+
+
+def _solve(matrix: FloatArray, linear: FloatArray) -> FloatArray:
+    """Return the solution of a positive definite system, up to rounding positive definite."""
+    if not len(linear):
+        return linear
+    _, y, info = dposv(matrix, linear)  # without the checks that cost more than a small system
+    return np.linalg.lstsq(matrix, linear)[0] if info else y

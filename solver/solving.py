@@ -9,12 +9,13 @@ from typing import Final
 
 import numpy as np
 import numpy.typing as npt
+from scipy.optimize import nnls
 
 from solver import feasibility
 from solver.budget import within_budget
 from solver.dual import ServedDual
 from solver.errors import PaletteError, SolverError
-from solver.newton import Outcome, maximise
+from solver.newton import KKT_TOLERANCE, Outcome, kkt_residual, maximise
 from solver.palette import Constraints, Palette
 from solver.pilot import PilotSet
 from solver.serving import serve
@@ -27,6 +28,7 @@ _FLAT: Final = 1e-6
 # From this many groups on, a first solve on a part of them makes most steps cheap.
 _LARGE: Final = 8192
 _PART: Final = 1024
+_SHARE: Final = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +99,7 @@ def solve(
     dual = ServedDual(drawn, constraints, ridge)
     start = _start(dual, warm_start)
     verdict = decide(dual, start, candidates, max_iterations)
-    outcome, fraction = verdict.outcome, 1.0
+    outcome, fraction = _least_norm(dual, verdict.outcome), 1.0
     if max_kl is not None and verdict.status in (Status.OPTIMAL, Status.BOUNDARY):
         fraction, dual, outcome = within_budget(dual, outcome, max_kl, max_iterations)
         if fraction < 1.0:
@@ -150,7 +152,7 @@ def decide(dual: ServedDual, start: FloatArray, candidates: float, max_iteration
     converged = outcome.end == "converged"
     if dual.ridge > 0.0:
         return Verdict(Status.OPTIMAL if converged else Status.STEP_LIMIT, outcome)
-    if converged and _has_curvature(outcome):
+    if converged and _has_curvature(dual, outcome):
         return Verdict(Status.OPTIMAL, outcome)
     least, most, direction = feasibility.headroom(dual, outcome.evaluation.levels)
     if most < -feasibility.TOLERANCE:
@@ -161,20 +163,68 @@ def decide(dual: ServedDual, start: FloatArray, candidates: float, max_iteration
     return Verdict(Status.OPTIMAL if converged else Status.STEP_LIMIT, outcome)
 
 
-def _has_curvature(outcome: Outcome) -> bool:
-    """Return whether the solved multipliers are held by the Hessian, not by saturated weights."""
+def _has_curvature(dual: ServedDual, outcome: Outcome) -> bool:
+    """Return whether the Hessian holds the multipliers, and not saturated weights.
+
+    Combinations that no choice can change have no curvature anywhere: they do not count.
+    """
     held = np.flatnonzero(outcome.multipliers)
-    if not len(held):
-        return True
-    return bool(np.linalg.eigvalsh(outcome.evaluation.hessian[np.ix_(held, held)])[0] > _FLAT)
+    hessian = outcome.evaluation.hessian
+    if dual.unseen.size:
+        hessian = hessian + dual.unseen @ dual.unseen.T
+    hessian = hessian[held[:, None], held]
+    hessian.ravel()[:: len(held) + 1] -= _FLAT
+    try:
+        np.linalg.cholesky(hessian)
+    except np.linalg.LinAlgError:
+        return False
+    return True
+
+
+def _least_norm(dual: ServedDual, outcome: Outcome) -> Outcome:
+    """Return the same choice with the smallest multipliers, Euclidean and standardised.
+
+    Notes
+    -----
+    Collinear values leave the multipliers free along the combinations V that no choice can
+    change. Of λ + V·y with the same signs and the same λ·c, the shortest is a least-distance
+    programme, which non-negative least squares solves (Lawson & Hanson 1974, ch. 23).
+    """
+    unseen, point = dual.unseen, outcome.multipliers
+    if outcome.end != "converged" or dual.ridge > 0.0 or not unseen.size or not point.any():
+        return outcome
+    side = np.where(point == 0.0, dual.side, np.sign(point))
+    movable = side != 0.0
+    bound = np.where(side < 0.0, dual.upper, np.where(side > 0.0, dual.lower, 0.0))
+    keep = np.vstack([bound @ unseen, unseen[~movable]])
+    _, sizes, rotation = np.linalg.svd(keep)
+    unseen = unseen @ rotation[int((sizes > KKT_TOLERANCE).sum()) :].T
+    if not unseen.size:
+        return outcome
+    # u = y + Vᵀλ: minimise |u| subject to side·(λ − V·Vᵀλ + V·u) >= 0.
+    rest = point - unseen @ (unseen.T @ point)
+    rows, least = side[:, None] * unseen, -side * rest
+    system = np.vstack([rows[movable].T, least[movable]])
+    wanted = np.append(np.zeros(unseen.shape[1]), 1.0)
+    gap = system @ nnls(system, wanted)[0] - wanted
+    shortest = rest - unseen @ (gap[:-1] / gap[-1])
+    shortest[shortest * side <= 0.0] = 0.0
+    here = dual(shortest)
+    residual = kkt_residual(dual, shortest, here)
+    if residual > KKT_TOLERANCE:
+        return outcome  # nearly collinear: the combination is not quite free
+    return replace(outcome, multipliers=shortest, evaluation=here, residual=residual)
 
 
 def _from_part(dual: ServedDual, start: FloatArray, max_iterations: int) -> FloatArray:
-    """Return a start for many groups: the solution on the first thousand of them."""
-    if dual.groups.n_groups < _LARGE:
+    """Return a start for many groups: the solution on a part of them, found the same way."""
+    n_groups = dual.groups.n_groups
+    fewer = max(_PART, n_groups // _SHARE)
+    groups = dual.groups.first(fewer) if n_groups >= _LARGE else dual.groups
+    if groups.n_groups == n_groups:
         return start
-    part = ServedDual(dual.groups.first(_PART), dual.constraints, dual.ridge)
-    outcome = maximise(part, start, max_iterations)
+    part = ServedDual(groups, dual.constraints, dual.ridge)
+    outcome = maximise(part, _from_part(part, start, max_iterations), max_iterations)
     return outcome.multipliers if outcome.end == "converged" else start
 
 

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from solver import Palette, PilotSet
+from solver import Palette, PilotSet, solve
 from solver import groups as groups_module
 from solver.dual import ServedDual
 from solver.serving import serve
@@ -74,6 +74,38 @@ def test_blocks_do_not_change_the_result(pilot, monkeypatch):
     np.testing.assert_allclose(cut(point).value, whole(point).value, rtol=1e-12)
     np.testing.assert_allclose(serve(cut, point).expected, serve(whole, point).expected, rtol=1e-12)
     np.testing.assert_allclose(cut.vertex(point), whole.vertex(point), rtol=1e-12)
+
+
+@pytest.mark.parametrize(
+    "palette",
+    [
+        Palette({"v0": {"quantile": 0.7}, "v2": "keep"}),
+        Palette({"v0": {"gain": 0.3}, "v1": {"multiplier": 0.4}}, floors={"v1": 0.0}),
+        Palette({"v0": {"gain": 9.0}}),
+    ],
+)
+def test_blocks_made_anew_in_each_pass_give_the_same(palette, monkeypatch):
+    """A million groups are too many to keep; a few are enough to see that it is the same sum."""
+    monkeypatch.setattr(groups_module, "BLOCK_NUMBERS", 100)
+    kept = solve(palette, gaussian_pilot(0), 4)
+    monkeypatch.setattr(groups_module, "HELD_NUMBERS", 0)
+    pilot = gaussian_pilot(0)
+    assert pilot.groups(4).held is None
+    made = solve(palette, pilot, 4)
+    assert made.status is kept.status
+    np.testing.assert_array_equal(made.multipliers, kept.multipliers)
+    np.testing.assert_array_equal(made.stderr, kept.stderr)
+    assert (made.refused, made.kl, made.certificate) == (kept.refused, kept.kl, kept.certificate)
+
+
+def test_at_rest_nothing_needs_a_pass(pilot):
+    """The uniform choice has a closed form; a hair beside it, one pass gives the same."""
+    dual = ServedDual(pilot.groups(4), at_least([0.0, 0.5, 1.0]).resolve(pilot))
+    rest, beside = dual(np.zeros(3)), dual(np.full(3, 1e-9))
+    np.testing.assert_allclose(rest.hessian, beside.hessian, atol=1e-8)
+    np.testing.assert_allclose(rest.levels, beside.levels, atol=1e-8)
+    np.testing.assert_allclose(rest.value, beside.value, atol=1e-8)
+    assert rest.is_finite
 
 
 def test_a_given_multiplier_tilts_the_groups(pilot):
