@@ -245,5 +245,8 @@ def _solve(matrix: FloatArray, linear: FloatArray) -> FloatArray:
     """Return the solution of a positive definite system, up to rounding positive definite."""
     if not len(linear):
         return linear
+    y: FloatArray
     _, y, info = dposv(matrix, linear)  # without the checks that cost more than a small system
-    return np.linalg.lstsq(matrix, linear)[0] if info else y
+    if info:
+        y = np.linalg.lstsq(matrix, linear)[0]
+    return y
