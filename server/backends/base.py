@@ -13,7 +13,8 @@ from typing import Literal
 
 from rewards import Message
 
-FinishReason = Literal["stop", "length"]
+FinishReason = Literal["stop", "length", "tool_calls"]
+Feature = Literal["top_k", "min_p", "penalties", "logit_bias", "json_schema", "tools", "logprobs"]
 
 
 class BackendError(Exception):
@@ -52,6 +53,16 @@ class SamplingSettings:
         Longest answer, in tokens, the end token included.
     stop : tuple of str
         An answer ends before the first of these.
+    min_p : float
+        Tokens less likely than this share of the likeliest are left out; 0 keeps every token.
+    presence_penalty, frequency_penalty : float
+        Subtracted from the logits of tokens already in the answer: once, and once an occurrence.
+    repetition_penalty : float
+        Divides (multiplies) positive (negative) logits of tokens in prompt and answer; 1 is none.
+    logit_bias : tuple of (int, float)
+        Token id and what is added to its logit.
+    json_schema : str, optional
+        JSON schema that every answer conforms to; ``{"type": "object"}`` is any JSON object.
     """
 
     temperature: float = 1.0
@@ -59,6 +70,39 @@ class SamplingSettings:
     top_k: int = 0
     max_tokens: int = 512
     stop: tuple[str, ...] = ()
+    min_p: float = 0.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    repetition_penalty: float = 1.0
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    json_schema: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Tools:
+    """Functions that the model may call.
+
+    Attributes
+    ----------
+    definitions : tuple of str
+        OpenAI's tool objects, as JSON text.
+    choice : str
+        "auto", "none", "required", or the name of the function to call.
+    is_parallel : bool
+        Whether one answer may call several.
+    """
+
+    definitions: tuple[str, ...]
+    choice: str = "auto"
+    is_parallel: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class ToolCall:
+    """One call in an answer; `arguments` is JSON text as the model wrote it."""
+
+    name: str
+    arguments: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,11 +113,13 @@ class Prompt:
     ----------
     messages : tuple of Message
     token_ids : tuple of int
-        What the model reads, generation prompt included.
+        What the model reads, generation prompt included; empty where only the upstream knows.
+    tools : Tools, optional
     """
 
     messages: tuple[Message, ...]
     token_ids: tuple[int, ...]
+    tools: Tools | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +149,13 @@ class Candidate:
         Every sampled token of the answer (end token excluded), with log-probabilities.
     n_tokens : int
         Tokens sampled for it, the end token included: what was spent.
-    finish_reason : {"stop", "length"}
+    finish_reason : {"stop", "length", "tool_calls"}
+    tool_calls : tuple of ToolCall
+        Calls parsed out of the answer; `text` is what is left.
+    reasoning : str
+        What a reasoning model thought before it answered; no part of `text`.
+    n_prompt_tokens : int, optional
+        Tokens of the prompt, where only the upstream can count them.
     """
 
     index: int
@@ -111,6 +163,9 @@ class Candidate:
     tokens: tuple[TokenLogprob, ...] = field(repr=False)
     n_tokens: int
     finish_reason: FinishReason
+    tool_calls: tuple[ToolCall, ...] = ()
+    reasoning: str = field(default="", repr=False)
+    n_prompt_tokens: int | None = None
 
 
 class Backend(ABC):
@@ -125,11 +180,15 @@ class Backend(ABC):
         made with another fingerprint does not cover this backend.
     max_context : int
         Tokens that prompt and answer may have together; known after `start`.
+    features : frozenset of str
+        What it can do beyond temperature, top-p, max_tokens and stop. Routes refuse a request that
+        needs more, so that nothing is ever ignored.
     """
 
     model_id: str
     fingerprint: str
     max_context: int
+    features: frozenset[Feature] = frozenset()
 
     @abstractmethod
     async def start(self) -> None:
@@ -146,7 +205,7 @@ class Backend(ABC):
         """Stop; requests in flight get `BackendUnavailableError`. Idempotent."""
 
     @abstractmethod
-    async def render(self, messages: Sequence[Message]) -> Prompt:
+    async def render(self, messages: Sequence[Message], tools: Tools | None = None) -> Prompt:
         """Return the conversation as the model reads it.
 
         Raises

@@ -26,6 +26,7 @@ from server.backends.base import (
     Prompt,
     PromptError,
     SamplingSettings,
+    Tools,
 )
 from server.backends.hf_worker import Job, Worker
 
@@ -59,6 +60,8 @@ class HfLocalBackend(Backend):
     max_rows : int
         Answers in progress at most; what more is asked for waits.
     """
+
+    features = frozenset({"top_k", "logprobs"})
 
     def __init__(
         self,
@@ -122,7 +125,9 @@ class HfLocalBackend(Backend):
         self._tokenizer = None
 
     @override
-    async def render(self, messages: Sequence[Message]) -> Prompt:
+    async def render(self, messages: Sequence[Message], tools: Tools | None = None) -> Prompt:
+        if tools is not None:
+            raise PromptError("this backend cannot call tools; leave `tools` out")
         if self._tokenizer is None:
             raise BackendUnavailableError("the model is not running; retry later")
         n_characters = sum(len(message["content"]) for message in messages)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import numpy as np
 
-from rewards import Message, RewardSuite, load_rewards
+from rewards import RewardSuite, load_rewards
 from server.backends.base import (
     Backend,
     BackendUnavailableError,
@@ -43,6 +43,8 @@ class FakeBackend(Backend):
         Wait for `release` before the last candidate, so that tests need not sleep.
     """
 
+    features = frozenset({"top_k", "logprobs"})
+
     def __init__(self, *, hold: bool = False, max_context: int = 512) -> None:
         self.model_id = "fake"
         self.fingerprint = "f" * 64
@@ -61,7 +63,7 @@ class FakeBackend(Backend):
     async def close(self) -> None:
         self.is_up = False
 
-    async def render(self, messages: Sequence[Message]) -> Prompt:
+    async def render(self, messages, tools=None) -> Prompt:
         tokens = tuple(range(sum(len(message["content"].split()) for message in messages)))
         if len(tokens) >= self.max_context:
             raise ContextLengthError(f"maximum context length is {self.max_context} tokens")
