@@ -108,8 +108,9 @@ class ServedDual:
         self.constraints = constraints
         self.ridge = ridge
         self.active = constraints.active
-        self._fixed = np.nan_to_num(constraints.fixed) * groups.scale
-        self._is_plain = not (constraints.has_floors or self._fixed.any())
+        self._fixed = np.where(np.isnan(constraints.fixed), 0.0, constraints.fixed) * groups.scale
+        self._has_floors = constraints.has_floors
+        self._has_fixed = bool(self._fixed.any())
         self.kept: npt.NDArray[np.bool_] | None = self._servable()
         self.n_groups = groups.n_groups if self.kept is None else int(self.kept.sum())
         # Blocks that the groups do not keep are not kept here either.
@@ -146,7 +147,7 @@ class ServedDual:
     def __call__(self, multipliers: FloatArray) -> Evaluation:
         """Return value, gradient parts and Hessian at standardised multipliers, shape (k,)."""
         k = len(multipliers)
-        if self._is_plain and not multipliers.any():
+        if not (self._has_floors or self._has_fixed or multipliers.any()):
             return self._at_rest()
         log_partition = support = 0.0
         levels = np.zeros(k)
@@ -214,7 +215,7 @@ class ServedDual:
     def centre(self) -> FloatArray:
         """Levels of the uniform choice among the allowed candidates, shape (k,), standardised."""
         levels = np.zeros(len(self.active))
-        if not self.constraints.has_floors:
+        if not self._has_floors:
             return levels  # excesses are over the mean of their group
         for part in self.parts():
             if part.mask is not None:
@@ -239,20 +240,16 @@ class ServedDual:
         there._ask(lower, upper)
         return there
 
-    def blocks(self) -> Iterator[tuple[FloatArray, FloatArray | None]]:
-        """Iterate over excesses of all values, (n_values, N, n_groups), and their masks."""
-        return ((part.excess, part.mask) for part in self.parts())
-
     def parts(self) -> Iterable[Part]:
         """Return the groups that can be served, block by block."""
         return self._made() if self._held is None else self._held
 
     def _made(self) -> Iterator[Part]:
-        groups, rule = self.groups, self.constraints
+        groups = self.groups
         is_all = len(self.active) == len(groups.scale)
         for block, where in zip(groups.blocks, groups.slices, strict=True):
             excess, mask, offset = block, None, None
-            if rule.has_floors:
+            if self._has_floors:
                 allowed = self._allowed(where)
                 if self.kept is not None:
                     kept = self.kept[where]
@@ -260,7 +257,7 @@ class ServedDual:
                 if not allowed.size:
                     continue
                 mask = np.where(allowed, 0.0, -np.inf)
-            if self._fixed.any():
+            if self._has_fixed:
                 with np.errstate(over="ignore", invalid="ignore"):
                     offset = np.tensordot(self._fixed, excess, axes=1)
             yield Part(excess, excess if is_all else excess[self.active], mask, offset)
@@ -273,7 +270,7 @@ class ServedDual:
 
     def _servable(self) -> npt.NDArray[np.bool_] | None:
         """Return the groups in which some candidate reaches the floors; None for all of them."""
-        if not self.constraints.has_floors:
+        if not self._has_floors:
             return None
         kept = [self._allowed(where).any(axis=0) for where in self.groups.slices]
         servable = np.concatenate(kept)

@@ -58,6 +58,8 @@ class Groups:
         Values that no choice can change.
     means : ndarray, shape (n_groups, n_values)
         Mean of each group, in reward units.
+    prompt_means : ndarray, shape (n_prompts, n_values), or None
+        Mean of all candidates of each prompt, in reward units; None in a pool.
     held : tuple of ndarray, or None
         The blocks, unless they are too many to keep.
     """
@@ -71,6 +73,7 @@ class Groups:
     scale: FloatArray
     is_constant: npt.NDArray[np.bool_]
     means: FloatArray
+    prompt_means: FloatArray | None
     held: tuple[FloatArray, ...] | None
 
     @property
@@ -183,6 +186,7 @@ def draw_groups(pilot: PilotSet, n_candidates: float, groups: int | None, seed: 
         scale=pilot.scale,
         is_constant=pilot.is_constant,
         means=means,
+        prompt_means=None if pilot.pooled else pilot.prompt_means,
         held=None,
     )
     for part in drawn.slices:

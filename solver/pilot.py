@@ -109,6 +109,11 @@ class PilotSet:
         return np.asarray(flat[0] + (flat - flat[0]).mean(axis=0))
 
     @cached_property
+    def prompt_means(self) -> FloatArray:
+        """Mean reward of each prompt's answers, shape (n_prompts, n_values), reward units."""
+        return self.rewards if self.pooled else np.asarray(self.rewards.mean(axis=1))
+
+    @cached_property
     def _covariance(self) -> FloatArray:
         """Mean covariance within a prompt (of the pool, when pooled), shape (m, m)."""
         spread = self.rewards[None] if self.pooled else self.rewards

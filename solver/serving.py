@@ -38,7 +38,9 @@ def serve(dual: ServedDual, multipliers: FloatArray) -> Served:
 
     Notes
     -----
-    The multipliers are taken as given: their own sampling error is not in `stderr`.
+    `stderr` is the error of `expected` around the true level served at these very multipliers,
+    also where they were solved on the same groups: what λ̂ gets wrong moves both levels alike, so
+    L(λ̂) − L̂(λ̂) is L(λ) − L̂(λ) at the true λ, to first order.
     """
     groups = dual.groups
     if not dual.n_groups:
@@ -48,8 +50,9 @@ def serve(dual: ServedDual, multipliers: FloatArray) -> Served:
     excesses, sizes, divergences = [], [], []
     weights = np.empty((0, 0))
     with np.errstate(over="ignore", invalid="ignore"):
-        for x, mask in dual.blocks():
-            weights, log_z, _ = softmax(everything, x, mask, None)
+        for part in dual.parts():
+            x = part.excess
+            weights, log_z, _ = softmax(everything, x, part.mask, None)
             excess = (x * weights).sum(axis=1)
             excesses.append(excess)
             sizes.append(1.0 / (weights * weights).sum(axis=0))
@@ -58,33 +61,72 @@ def serve(dual: ServedDual, multipliers: FloatArray) -> Served:
         ess = float(np.concatenate(sizes).mean())
         kl = float(np.concatenate(divergences).mean() + np.log(groups.n_candidates))
         expected = dual.origin + groups.scale * excess.mean(axis=0)
-        kept = slice(None) if dual.kept is None else dual.kept
-        levels = groups.means[kept] + groups.scale * excess
-        if groups.pooled and groups.n_groups == 1:
-            error = _weighted_mean_error(weights[:, 0], groups.flat - levels[0])
-        else:
-            error = _clustered_error(levels, groups.prompt[kept], groups)
+        shares = level_shares(dual, excess, weights)
+        error = np.sqrt(inflation(dual) * (shares * shares).sum(axis=0))
     return Served(expected, error, ess, max(0.0, kl))
 
 
-def _weighted_mean_error(weights: FloatArray, deviations: FloatArray) -> FloatArray:
-    """Return the error of Σ w r over one pool: Σ w² (r − r̄)², Owen, Monte Carlo (2013), 9.9."""
-    return np.sqrt((weights * weights) @ (deviations * deviations))
+def is_one_pool(groups: Groups) -> bool:
+    """Return whether a whole pool is the single group: then each sample is a cluster."""
+    return groups.pooled and groups.n_groups == 1
 
 
-def _clustered_error(
-    levels: FloatArray, prompt: npt.NDArray[np.intp], groups: Groups
-) -> FloatArray:
-    """Return the standard error over prompts of the mean level, shape (n_values,).
+def level_shares(dual: ServedDual, excess: FloatArray, weights: FloatArray) -> FloatArray:
+    """Return what each cluster adds to the error of the mean level, (n_clusters, n_values).
 
-    One prompt is served for itself, not as a sample of others: its error is 0.
+    Parameters
+    ----------
+    dual : ServedDual
+    excess : ndarray, shape (n_groups served, n_values)
+        Of each group's choice over the mean of the group, standardised.
+    weights : ndarray, shape (n_candidates, n_groups of the last block)
+        Used when a pool is the single group.
+
+    Notes
+    -----
+    To first order an estimate misses its limit by a sum of one term a cluster, its influence
+    divided by the number of clusters; clusters are independent, so the squares add up. For a
+    self-normalised mean over one pool a sample's term is w (r − r̄) (Owen, Monte Carlo 2013, 9.9).
+    Where floors refuse groups the mean is a ratio of two sums, and a prompt counts by its share
+    of the groups that are served. The base level is that of all candidates: prompts' own means
+    take the place of the groups', which may leave some out.
     """
-    counts = np.bincount(prompt)
-    served = counts > 0  # floors may have refused every group of a prompt
-    n_prompts = int(served.sum())
-    if n_prompts < 2:
-        return np.zeros(levels.shape[1])
-    sums = np.stack([np.bincount(prompt, level) for level in levels.T])
-    means = sums[:, served] / counts[served]
-    n_independent = min(groups.n_independent, n_prompts)
-    return np.asarray(means.std(axis=1, ddof=1) / np.sqrt(n_independent))
+    groups, prompt_means = dual.groups, dual.groups.prompt_means
+    if is_one_pool(groups):
+        (part,) = dual.parts()
+        deviations = part.excess[..., 0] - excess[0][:, None]
+        deviations *= weights[:, 0]
+        deviations *= groups.scale[:, None]
+        return deviations.T
+    kept = slice(None) if dual.kept is None else dual.kept
+    levels = groups.means[kept] + groups.scale * excess
+    if prompt_means is None:
+        return cluster_shares(levels, groups.prompt[kept], int(groups.prompt.max()) + 1)
+    n_prompts = len(prompt_means)
+    shares = cluster_shares(levels, groups.prompt[kept], n_prompts)
+    shares -= cluster_shares(groups.means, groups.prompt, n_prompts)
+    return shares + (prompt_means - groups.base) / n_prompts
+
+
+def cluster_shares(rows: FloatArray, cluster: npt.NDArray[np.intp], n_clusters: int) -> FloatArray:
+    """Return what each cluster adds to the error of the mean row, (n_clusters, n_columns)."""
+    centred = (rows - rows.mean(axis=0)) / len(rows)
+    return np.stack([np.bincount(cluster, c, minlength=n_clusters) for c in centred.T], axis=1)
+
+
+def inflation(dual: ServedDual) -> float:
+    """Return the factor from summed squares of the clusters' shares to a variance.
+
+    It corrects for the mean that the shares are centred at, and for groups cut from one pool,
+    which are worth fewer independent draws than they are. One prompt is served for itself, not as
+    a sample of others: its factor is 0.
+    """
+    groups = dual.groups
+    if is_one_pool(groups):
+        return 1.0
+    served = groups.prompt if dual.kept is None else groups.prompt[dual.kept]
+    n_clusters = int(np.count_nonzero(np.bincount(served)))
+    if n_clusters < 2:
+        return 0.0
+    shared = groups.n_groups / min(groups.n_independent, groups.n_groups) if groups.pooled else 1.0
+    return shared * n_clusters / (n_clusters - 1)
