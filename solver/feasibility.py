@@ -85,7 +85,10 @@ def reach(
     table = rows.at(levels)
     best = Reach(-np.inf, limit, np.zeros(k), points[0])
     for _ in range(max_vertices):
-        distance, mix, weights = _master(table, start, step, limit)
+        solved = _master(table, start, step, limit)
+        if solved is None:
+            break
+        distance, mix, weights = solved
         direction = rows.direction(weights, k)
         vertex = dual.vertex(direction)
         per_step = float(weights @ step)
@@ -136,30 +139,34 @@ def _approach(
 
 def _master(
     table: FloatArray, start: FloatArray, step: FloatArray, limit: float
-) -> tuple[float, FloatArray, FloatArray]:
-    """Return the best z over mixtures of known points, the mixture, and the rows' dual weights."""
-    n, n_rows = table.shape
+) -> tuple[float, FloatArray, FloatArray] | None:
+    """Return the best z over mixtures of known points, the mixture, and the rows' dual weights.
+
+    None where the programme cannot be solved to its tolerance, which proves nothing.
+    """
+    n = len(table)
     bounds: list[tuple[float | None, float | None]] = [(0.0, None)] * n
     bounds.append((None, limit))
-    result = optimize.linprog(
-        np.append(np.zeros(n), -1.0),
-        A_ub=np.hstack([-table.T, step[:, None]]),
-        b_ub=-start,
-        A_eq=np.append(np.ones(n), 0.0)[None],
-        b_eq=[1.0],
-        bounds=bounds,
-        method="highs",
-        options={
-            "primal_feasibility_tolerance": 1e-10,
-            "dual_feasibility_tolerance": 1e-10,
-        },
-    )
-    if result.x is None:
-        # The caller's points reach the start by construction; only rounding says otherwise.
-        nearest = int((table - start).min(axis=1).argmax())
-        return 0.0, np.eye(n)[nearest], np.zeros(n_rows)
-    weights = np.maximum(0.0, -np.asarray(result.ineqlin.marginals))
-    return float(result.x[-1]), np.asarray(result.x[:-1]), weights
+    # At this tolerance presolve calls some feasible programmes infeasible: then without it.
+    for presolve in (True, False):
+        result = optimize.linprog(
+            np.append(np.zeros(n), -1.0),
+            A_ub=np.hstack([-table.T, step[:, None]]),
+            b_ub=-start,
+            A_eq=np.append(np.ones(n), 0.0)[None],
+            b_eq=[1.0],
+            bounds=bounds,
+            method="highs",
+            options={
+                "presolve": presolve,
+                "primal_feasibility_tolerance": 1e-10,
+                "dual_feasibility_tolerance": 1e-10,
+            },
+        )
+        if result.x is not None:
+            weights = np.maximum(0.0, -np.asarray(result.ineqlin.marginals))
+            return float(result.x[-1]), np.asarray(result.x[:-1]), weights
+    return None
 
 
 def headroom(dual: ServedDual, points: FloatArray) -> tuple[float, float, FloatArray]:
@@ -197,6 +204,17 @@ def headroom(dual: ServedDual, points: FloatArray) -> tuple[float, float, FloatA
     points = np.vstack([dual.centre, points])
     found = reach(dual, rows, start, step, points, limit=2.0, settle=(1.0 - margin, 1.0 + margin))
     return (found.distance - 1.0) * unit, (found.bound - 1.0) * unit, found.direction
+
+
+def towards_palette(dual: ServedDual, levels: FloatArray) -> FloatArray:
+    """Return the direction from the nearest achievable levels to the palette, shape (k,).
+
+    A candidate for `certificate`, found without a linear programme; `levels`, shape (k,), are
+    some achievable ones.
+    """
+    rows = Rows.of(dual)
+    found = nearest(dual, rows, rows.bound, np.vstack([dual.centre, levels]))
+    return rows.direction(found.slack, len(dual.active))
 
 
 def certificate(dual: ServedDual, direction: FloatArray, candidates: float) -> Certificate | None:

@@ -57,7 +57,7 @@ class Groups:
     is_constant : ndarray of bool, shape (n_values,)
         Values that no choice can change.
     means : ndarray, shape (n_groups, n_values)
-        Mean of each group, in reward units.
+        Mean of each group over `base`, in reward units.
     prompt_means : ndarray, shape (n_prompts, n_values), or None
         Mean of all candidates of each prompt, in reward units; None in a pool.
     held : tuple of ndarray, or None
@@ -115,7 +115,8 @@ class Groups:
 
     def _made(self) -> Iterator[FloatArray]:
         for part in self.slices:
-            excess = self.flat[self.sample[part]]
+            # The base goes first: means of rewards far from 0 would cost the digits that count.
+            excess = self.flat[self.sample[part]] - self.base
             excess -= self.means[part, None]
             excess /= self.scale
             excess[..., self.is_constant] = 0.0  # what is left of a constant is rounding
@@ -190,7 +191,7 @@ def draw_groups(pilot: PilotSet, n_candidates: float, groups: int | None, seed: 
         held=None,
     )
     for part in drawn.slices:
-        means[part] = flat[sample[part]].mean(axis=1)
+        means[part] = (flat[sample[part]] - pilot.base).mean(axis=1)
     return drawn.kept()
 
 

@@ -103,9 +103,10 @@ def kkt_residual(dual: ServedDual, point: FloatArray, here: Evaluation) -> float
     # Slack counts only as far as λ: complementarity asks that one of the two vanishes.
     tight_low = np.where(below >= 0, below, np.minimum(-below, point))
     tight_high = np.where(above >= 0, above, np.minimum(-above, -point))
-    violation = np.where(
-        point > 0, tight_low, np.where(point < 0, tight_high, np.maximum(below, above))
-    )
+    # A λ_i of rounding size says nothing about the other bound, which must hold all the same.
+    outside = np.maximum(below, above)
+    tight = np.where(point > 0, tight_low, np.where(point < 0, tight_high, 0.0))
+    violation = np.maximum(tight, outside)
     violation = np.where(dual.pinned, np.abs(below), violation)
     return float(max(0.0, violation.max()))
 
@@ -127,7 +128,7 @@ def _search(
     slope = float(gradient @ direction)
     if not slope > 0.0:
         return None
-    noise = 1e-13 * (1.0 + abs(here.value))
+    noise = 1e-13 * (1.0 + abs(here.value) + abs(here.asked) + abs(here.support))
     step = 1.0
     for _ in range(40):
         trial = point + step * direction
@@ -136,13 +137,17 @@ def _search(
             np.maximum(trial, 0.0, out=trial)
         else:
             trial[(trial * side < 0) & ~dual.pinned] = 0.0
+        if (trial == point).all():
+            return None
         there = dual(trial)
         if there.is_finite:
             left = kkt_residual(dual, trial, there)
-            if there.value >= here.value + 1e-4 * step * slope:
-                return trial, there, left
+            enough = 1e-4 * step * slope
             # Close to the solution the gain drowns in rounding; the residual still tells.
-            if step * slope < noise and left < 0.5 * residual:
+            if enough > noise:
+                if there.value >= here.value + enough:
+                    return trial, there, left
+            elif there.value >= here.value - noise and left < 0.9 * residual:
                 return trial, there, left
         step *= 0.5
     return None

@@ -128,15 +128,19 @@ class PilotSet:
         return np.sqrt(np.diag(self._covariance))
 
     @cached_property
+    def _largest(self) -> FloatArray:
+        return np.asarray(np.abs(self.rewards).max(axis=tuple(range(self.rewards.ndim - 1))))
+
+    @cached_property
     def is_constant(self) -> npt.NDArray[np.bool_]:
         """Values that no choice among answers to one prompt can change, shape (n_values,)."""
-        largest = np.abs(self.rewards).max(axis=tuple(range(self.rewards.ndim - 1)))
-        return np.asarray(self.within_std <= 1e-14 * largest)
+        return np.asarray(self.within_std <= 1e-14 * self._largest)
 
     @cached_property
     def scale(self) -> FloatArray:
         """Reward units per standardised unit, shape (n_values,)."""
-        return np.where(self.is_constant, np.maximum(1.0, np.abs(self.base)), self.within_std)
+        own = np.where(self._largest > 0.0, self._largest, 1.0)
+        return np.where(self.is_constant, own, self.within_std)
 
     @cached_property
     def correlation(self) -> FloatArray:

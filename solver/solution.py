@@ -32,8 +32,8 @@ class Status(StrEnum):
     )
     STEP_LIMIT = (
         "step_limit",
-        "The palette is achievable, but the iteration ended before its tolerance. Raise "
-        "max_iterations, or ask for a little less.",
+        "The iteration ended before its tolerance, and no proof was found that the palette is out "
+        "of reach. Raise max_iterations, or ask for a little less.",
     )
     NOT_FINITE = (
         "not_finite",

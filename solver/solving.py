@@ -97,6 +97,7 @@ def solve(
     constraints = palette.resolve(pilot)
     drawn = pilot.groups(candidates, groups=groups, seed=seed)
     dual = ServedDual(drawn, constraints, ridge)
+    candidates = candidates if candidates == math.inf else int(candidates)
     start = _start(dual, warm_start)
     verdict = decide(dual, start, candidates, max_iterations)
     outcome, fraction = _least_norm(dual, verdict.outcome), 1.0
@@ -155,12 +156,22 @@ def decide(dual: ServedDual, start: FloatArray, candidates: float, max_iteration
     if converged and _has_curvature(dual, outcome):
         return Verdict(Status.OPTIMAL, outcome)
     least, most, direction = feasibility.headroom(dual, outcome.evaluation.levels)
+    proof = None
     if most < -feasibility.TOLERANCE:
         proof = feasibility.certificate(dual, direction, candidates)
+    if proof is not None:
         return Verdict(Status.INFEASIBLE, outcome, proof)
-    if least <= feasibility.BOUNDARY:
-        return Verdict(Status.BOUNDARY, outcome)
-    return Verdict(Status.OPTIMAL if converged else Status.STEP_LIMIT, outcome)
+    if least > feasibility.BOUNDARY:
+        return Verdict(Status.OPTIMAL if converged else Status.STEP_LIMIT, outcome)
+    if most - least > feasibility.BOUNDARY:
+        # A linear programme failed on rounding, so the bounds do not meet and prove no boundary.
+        # The nearest achievable levels need none, and may still prove that it is out of reach.
+        direction = feasibility.towards_palette(dual, outcome.evaluation.levels)
+        proof = feasibility.certificate(dual, direction, candidates)
+        if proof is not None:
+            return Verdict(Status.INFEASIBLE, outcome, proof)
+        return Verdict(Status.STEP_LIMIT, outcome)
+    return Verdict(Status.BOUNDARY, outcome)
 
 
 def _has_curvature(dual: ServedDual, outcome: Outcome) -> bool:
@@ -168,10 +179,12 @@ def _has_curvature(dual: ServedDual, outcome: Outcome) -> bool:
 
     Combinations that no choice can change have no curvature anywhere: they do not count.
     """
-    held = np.flatnonzero(outcome.multipliers)
+    is_held = outcome.multipliers != 0.0
+    held = np.flatnonzero(is_held)
     hessian = outcome.evaluation.hessian
     if dual.unseen.size:
-        hessian = hessian + dual.unseen @ dual.unseen.T
+        free = _without(dual.unseen, dual.unseen[~is_held])
+        hessian = hessian + free @ free.T
     hessian = hessian[held[:, None], held]
     hessian.ravel()[:: len(held) + 1] -= _FLAT
     try:
@@ -196,9 +209,7 @@ def _least_norm(dual: ServedDual, outcome: Outcome) -> Outcome:
     side = np.where(point == 0.0, dual.side, np.sign(point))
     movable = side != 0.0
     bound = np.where(side < 0.0, dual.upper, np.where(side > 0.0, dual.lower, 0.0))
-    keep = np.vstack([bound @ unseen, unseen[~movable]])
-    _, sizes, rotation = np.linalg.svd(keep)
-    unseen = unseen @ rotation[int((sizes > KKT_TOLERANCE).sum()) :].T
+    unseen = _without(unseen, np.vstack([bound @ unseen, unseen[~movable]]))
     if not unseen.size:
         return outcome
     # u = y + Vᵀλ: minimise |u| subject to side·(λ − V·Vᵀλ + V·u) >= 0.
@@ -214,6 +225,12 @@ def _least_norm(dual: ServedDual, outcome: Outcome) -> Outcome:
     if residual > KKT_TOLERANCE:
         return outcome  # nearly collinear: the combination is not quite free
     return replace(outcome, multipliers=shortest, evaluation=here, residual=residual)
+
+
+def _without(basis: FloatArray, rows: FloatArray) -> FloatArray:
+    """Return an orthonormal basis of the combinations of `basis` that all of `rows` map to 0."""
+    _, sizes, rotation = np.linalg.svd(rows)
+    return basis @ rotation[int((sizes > KKT_TOLERANCE).sum()) :].T
 
 
 def _from_part(dual: ServedDual, start: FloatArray, max_iterations: int) -> FloatArray:

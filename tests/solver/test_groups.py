@@ -71,7 +71,7 @@ def test_excesses_restore_the_rewards():
     pilot = gaussian_pilot(0, n_prompts=30, n_candidates=8)
     drawn = pilot.groups(4)
     excess = np.concatenate([block.transpose(2, 1, 0) for block in drawn.blocks])
-    restored = drawn.means[:, None] + excess * drawn.scale
+    restored = drawn.base + drawn.means[:, None] + excess * drawn.scale
     np.testing.assert_allclose(restored, drawn.rewards, atol=1e-13)
     assert sum(part.stop - part.start for part in drawn.slices) == drawn.n_groups
 

@@ -1,5 +1,7 @@
+from dataclasses import dataclass, replace
+
 import numpy as np
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from solver import Palette, PilotSet, Status, solve
@@ -126,3 +128,120 @@ def test_what_is_promised_is_served(seed, sharpness):
     else:
         assert solution.status is Status.INFEASIBLE
         assert solution.certificate.asked > solution.certificate.limit
+
+
+# Below, every number is a multiple of a power of two, and sums of them are exact: what changes
+# nothing on paper must not change the verdict, not even of a palette exactly on the boundary.
+PLACES = ("inside", "limit", "beyond", "refused")
+STATUSES = {
+    "inside": {Status.OPTIMAL, Status.BOUNDARY},
+    "limit": {Status.OPTIMAL, Status.BOUNDARY},
+    "beyond": {Status.INFEASIBLE},
+    "refused": {Status.INFEASIBLE},
+}
+exactly = settings(max_examples=60, deadline=None)
+
+
+@dataclass(frozen=True)
+class Whole:
+    """A palette of lower (side 1) and upper (side -1) targets on whole rewards."""
+
+    rewards: np.ndarray
+    side: np.ndarray
+    levels: np.ndarray
+    floor: float
+
+    @classmethod
+    def draw(cls, seed, place):
+        rng = np.random.default_rng(seed)
+        shape = [(1, 8, 2), (4, 1, 2), (1, 1, 1), (4, 4, 3), (8, 2, 2), (2, 8, 1)][seed % 6]
+        rewards = rng.integers(-2, 3, size=shape).astype(float)  # ties
+        if seed % 5 == 0:
+            rewards[..., 0] = 2.0
+        side = rng.choice([-1.0, 1.0], size=shape[2])
+        score = rewards @ (side * rng.integers(1, 4, size=shape[2]))
+        vertex = rewards[np.arange(shape[0]), score.argmax(axis=1)].mean(axis=0)
+        share = {"inside": 0.5, "limit": 1.0, "beyond": 1.0, "refused": 0.0}[place]
+        base = rewards.mean(axis=(0, 1))
+        levels = base + share * (vertex - base) + side * 2.0**-20 * (place == "beyond")
+        return cls(rewards, side, levels, 100.0 if place == "refused" else -100.0)
+
+    def solve(self, **options):
+        pilot = PilotSet(self.rewards, names(len(self.side)))
+        targets = {
+            name: {"at_least" if side > 0 else "at_most": level}
+            for name, side, level in zip(pilot.values, self.side, self.levels.tolist(), strict=True)
+        }
+        palette = Palette(targets, {"v0": self.floor} if self.floor > 0 else {})
+        return solve(palette, pilot, np.inf, **options)
+
+
+def check_unchanged(problem, moved, place, times=1):
+    for options in ({}, {"max_iterations": 1}):
+        one, other = problem.solve(**options), moved.solve(**options)
+        assert one.status is other.status
+        if one.status is Status.OPTIMAL:
+            np.testing.assert_allclose(one.kl, other.kl, atol=1e-6)
+            np.testing.assert_allclose(one.ess * times, other.ess, rtol=1e-5)
+        if one.certificate:
+            assert other.certificate.asked > other.certificate.limit
+        assert one.refused == other.refused
+        if not options:
+            assert one.status in STATUSES[place]
+
+
+@given(seeds, st.sampled_from(PLACES))
+@exactly
+def test_order_at_every_status(seed, place):
+    one = Whole.draw(seed, place)
+    rng = np.random.default_rng(seed)
+    order = np.append(0, 1 + rng.permutation(len(one.side) - 1))  # the floor is on the first
+    rewards = rng.permutation(one.rewards[..., order])[:, rng.permutation(one.rewards.shape[1])]
+    moved = replace(one, rewards=rewards, side=one.side[order], levels=one.levels[order])
+    check_unchanged(one, moved, place)
+
+
+@given(seeds, st.sampled_from(PLACES))
+@exactly
+def test_repeats_at_every_status(seed, place):
+    one = Whole.draw(seed, place)
+    twice = np.arange(len(one.side)).repeat(2)
+    values = replace(
+        one, rewards=one.rewards[..., twice], side=one.side[twice], levels=one.levels[twice]
+    )
+    check_unchanged(one, values, place)
+    check_unchanged(one, replace(one, rewards=np.tile(one.rewards, (2, 1, 1))), place)
+    candidates = replace(one, rewards=np.tile(one.rewards, (1, 2, 1)))
+    check_unchanged(one, candidates, place, times=1 if place == "refused" else 2)
+
+
+@given(seeds, st.sampled_from(PLACES), st.sampled_from([-20, 0, 20]), st.integers(-1000, 1000))
+@exactly
+def test_units_offsets_and_signs_at_every_status(seed, place, exponent, offset):
+    one = Whole.draw(seed, place)
+    # A value that no choice can change has no spread to measure small levels by, so they count in
+    # terms of its size: see test_a_constant_value_of_a_small_unit_cannot_be_raised.
+    assume((exponent >= 0 and offset == 0) or np.ptp(one.rewards, axis=1).any(axis=0).all())
+    unit = 2.0**exponent  # about a millionth, or a million
+    moved = replace(
+        one,
+        rewards=(one.rewards + offset) * unit,
+        levels=(one.levels + offset) * unit,
+        floor=one.floor if one.floor < 0 else (one.floor + offset) * unit,
+    )
+    if one.floor < 0 or moved.floor > 0:
+        check_unchanged(one, moved, place)
+    if one.floor < 0:
+        turned = replace(one, rewards=-one.rewards, levels=-one.levels, side=-one.side)
+        check_unchanged(one, turned, place)
+
+
+@given(seeds, st.sampled_from(PLACES))
+@exactly
+def test_a_constant_for_each_prompt_moves_the_target_by_its_mean(seed, place):
+    one = Whole.draw(seed, place)
+    constant = np.random.default_rng(seed).integers(-50, 50, size=(len(one.rewards), 1, 1))
+    if one.floor > 0:
+        constant = np.minimum(constant, 0)
+    moved = replace(one, rewards=one.rewards + constant, levels=one.levels + constant.mean())
+    check_unchanged(one, moved, place)
