@@ -73,7 +73,7 @@ def reach(
     start, step : ndarray, shape (n_rows,)
         Row levels (side included), standardised.
     points : ndarray, shape (n, k)
-        Some achievable levels; together they must reach `start` + z·`step` for some z.
+        Some achievable levels; together they must reach `start`.
     limit : float
     settle : (float, float), optional
         Stop as soon as z is proven to be below the first or above the second.
@@ -83,7 +83,7 @@ def reach(
     k = len(dual.active)
     levels = _approach(dual, rows, start, step, points, limit)
     table = rows.at(levels)
-    best = Reach(-np.inf, limit, np.zeros(k), points[0])
+    best = Reach(0.0, limit, np.zeros(k), points[0])
     for _ in range(max_vertices):
         solved = _master(table, start, step, limit)
         if solved is None:
@@ -147,8 +147,9 @@ def _master(
     n = len(table)
     bounds: list[tuple[float | None, float | None]] = [(0.0, None)] * n
     bounds.append((None, limit))
-    # At this tolerance presolve calls some feasible programmes infeasible: then without it.
-    for presolve in (True, False):
+    # At the finest tolerance presolve calls some feasible programmes infeasible: then without it,
+    # and after that with a tolerance ten times as wide.
+    for presolve, tolerance in ((True, GAP), (False, GAP), (False, 10.0 * GAP)):
         result = optimize.linprog(
             np.append(np.zeros(n), -1.0),
             A_ub=np.hstack([-table.T, step[:, None]]),
@@ -159,8 +160,8 @@ def _master(
             method="highs",
             options={
                 "presolve": presolve,
-                "primal_feasibility_tolerance": 1e-10,
-                "dual_feasibility_tolerance": 1e-10,
+                "primal_feasibility_tolerance": tolerance,
+                "dual_feasibility_tolerance": tolerance,
             },
         )
         if result.x is not None:

@@ -253,5 +253,5 @@ def _solve(matrix: FloatArray, linear: FloatArray) -> FloatArray:
     y: FloatArray
     _, y, info = dposv(matrix, linear)  # without the checks that cost more than a small system
     if info:
-        y = np.linalg.lstsq(matrix, linear)[0]
+        y = np.asarray(np.linalg.lstsq(matrix, linear)[0], dtype=np.float64)
     return y

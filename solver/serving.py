@@ -97,7 +97,7 @@ def level_shares(dual: ServedDual, excess: FloatArray, weights: FloatArray) -> F
         deviations = part.excess[..., 0] - excess[0][:, None]
         deviations *= weights[:, 0]
         deviations *= groups.scale[:, None]
-        return deviations.T
+        return np.asarray(deviations.T)
     kept = slice(None) if dual.kept is None else dual.kept
     levels = groups.means[kept] + groups.scale * excess
     if prompt_means is None:

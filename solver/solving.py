@@ -230,7 +230,7 @@ def _least_norm(dual: ServedDual, outcome: Outcome) -> Outcome:
 def _without(basis: FloatArray, rows: FloatArray) -> FloatArray:
     """Return an orthonormal basis of the combinations of `basis` that all of `rows` map to 0."""
     _, sizes, rotation = np.linalg.svd(rows)
-    return basis @ rotation[int((sizes > KKT_TOLERANCE).sum()) :].T
+    return np.asarray(basis @ rotation[int((sizes > KKT_TOLERANCE).sum()) :].T)
 
 
 def _from_part(dual: ServedDual, start: FloatArray, max_iterations: int) -> FloatArray:
