@@ -11,11 +11,11 @@ from typing import Any, Final, Literal
 import numpy as np
 import numpy.typing as npt
 
-from solver.errors import SolverError
 from solver.palette import Palette
 from solver.pilot import PilotSet
 from solver.solution import Solution, Status
 from solver.solving import solve
+from solver.targets import parse_count
 
 FloatArray = npt.NDArray[np.float64]
 Origin = Literal["cached", "warm", "cold"]
@@ -47,9 +47,7 @@ class SolutionCache:
     """
 
     def __init__(self, max_entries: int = 4096) -> None:
-        if max_entries < 1:
-            raise SolverError(f"max_entries: {max_entries} is not a positive number.")
-        self.max_entries = max_entries
+        self.max_entries = parse_count(max_entries, "max_entries")
         self._solutions: OrderedDict[Hashable, Solution] = OrderedDict()
         self._flights: dict[Hashable, Future[Solution]] = {}
         self._families: OrderedDict[Hashable, deque[tuple[FloatArray, Solution]]] = OrderedDict()

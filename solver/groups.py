@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import numbers
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -159,15 +160,31 @@ class Groups:
         return bool(varying.any()) and bool(np.linalg.eigvalsh(spread)[0] <= COLLINEAR)
 
 
+def checked_options(
+    pilot: PilotSet, n_candidates: float, groups: int | None, seed: int
+) -> tuple[int, int | None, int]:
+    """Return the size of a group, how many, and the seed, as Python's own numbers.
+
+    Raises
+    ------
+    PilotError
+        See `PilotSet.groups`.
+    """
+    size = _group_size(pilot, n_candidates)
+    if isinstance(seed, bool) or not isinstance(seed, numbers.Integral) or seed < 0:
+        raise PilotError(f"seed: {seed!r} is not a whole number from 0 up.")
+    if groups is None:
+        return size, None, int(seed)
+    if isinstance(groups, bool) or not isinstance(groups, numbers.Integral) or groups < 1:
+        raise PilotError(
+            f"groups: {groups!r} is not a positive whole number; leave it out for all data."
+        )
+    return size, int(groups), int(seed)
+
+
 def draw_groups(pilot: PilotSet, n_candidates: float, groups: int | None, seed: int) -> Groups:
     """Return groups of `n_candidates` drawn from `pilot`; see `PilotSet.groups`."""
-    size = _group_size(pilot, n_candidates)
-    if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
-        raise PilotError(f"seed: {seed!r} is not a whole number from 0 up.")
-    if groups is not None and (
-        isinstance(groups, bool) or not isinstance(groups, int) or groups < 1
-    ):
-        raise PilotError(f"groups: {groups!r} is not a positive number; leave it out for all data.")
+    size, groups, seed = checked_options(pilot, n_candidates, groups, seed)
     rng = np.random.default_rng([seed, size])
     if pilot.pooled:
         sample, prompt = _cut_pool(pilot.n_prompts, size, n_candidates == math.inf, groups, rng)
@@ -197,9 +214,10 @@ def draw_groups(pilot: PilotSet, n_candidates: float, groups: int | None, seed: 
 
 def _group_size(pilot: PilotSet, n_candidates: float) -> int:
     most = pilot.n_prompts if pilot.pooled else pilot.n_candidates
-    if n_candidates == math.inf:
+    is_number = isinstance(n_candidates, numbers.Real) and not isinstance(n_candidates, bool)
+    if is_number and n_candidates == math.inf:
         return most
-    if isinstance(n_candidates, bool) or not n_candidates >= 1 or n_candidates % 1:
+    if not is_number or not n_candidates >= 1 or n_candidates % 1:
         raise PilotError(f"candidates: {n_candidates!r} is not a whole number from 1 up.")
     if n_candidates > most:
         held = f"{most} samples" if pilot.pooled else f"{most} candidates a prompt"

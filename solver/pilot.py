@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import threading
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
@@ -16,7 +17,7 @@ import numpy.typing as npt
 
 from solver import pilot_files
 from solver.errors import PilotError
-from solver.groups import Groups, draw_groups
+from solver.groups import Groups, checked_options, draw_groups
 from solver.pilot_checks import checked_names, checked_rewards
 
 FloatArray = npt.NDArray[np.float64]
@@ -195,7 +196,9 @@ class PilotSet:
         PilotError
             There are fewer than N answers, or N is not a whole number from 1 up.
         """
-        key = (n_candidates, groups, seed)
+        size, groups, seed = checked_options(self, n_candidates, groups, seed)
+        # All candidates of a prompt are another draw when that is said with infinity.
+        key = (n_candidates if n_candidates == math.inf else size, groups, seed)
         with self._lock:
             if key in self._groups:
                 self._groups.move_to_end(key)

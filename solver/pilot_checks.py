@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -21,9 +21,11 @@ def checked_names(values: Sequence[str]) -> tuple[str, ...]:
     PilotError
         There are none, or one is empty, no text, or given twice.
     """
-    names = tuple(values)
+    names = tuple(values) if isinstance(values, Iterable) else ()
     if isinstance(values, str) or not names:
-        raise PilotError(f"values: expected the names of the rewards, got {values!r}.")
+        raise PilotError(
+            f"values: expected the names of the rewards, got {values!r}; give one for each column."
+        )
     for name in names:
         if not isinstance(name, str) or not name.strip():
             raise PilotError(f"values: {name!r} is not a name.")
@@ -42,6 +44,8 @@ def checked_rewards(rewards: npt.ArrayLike, values: tuple[str, ...], pooled: boo
     """
     wanted = "(n_samples, n_values)" if pooled else "(n_prompts, n_candidates, n_values)"
     try:
+        if np.ma.isMaskedArray(rewards) or np.iscomplexobj(rewards):
+            raise TypeError("they are masked or complex")  # either would be dropped in silence
         array = np.array(rewards, dtype=np.float64, order="C")
     except (TypeError, ValueError) as error:
         raise PilotError(

@@ -169,6 +169,11 @@ def _order(palette: Palette, priorities: Sequence[str] | None) -> list[str]:
     named = [name for name, target in palette.parsed.items() if target.kind != "multiplier"]
     first = list(priorities or ())
     for name in first:
+        if not isinstance(name, str):
+            raise PaletteError(
+                f"repair.priorities: {name!r} is not a value name; name values in order.",
+                "repair.priorities",
+            )
         if name not in named:
             raise UnknownValueError.of(name, named, "repair.priorities")
         if first.count(name) > 1:

@@ -20,6 +20,7 @@ from solver.palette import Constraints, Palette
 from solver.pilot import PilotSet
 from solver.serving import serve
 from solver.solution import Certificate, Solution, Status
+from solver.targets import parse_count, parse_number
 
 FloatArray = npt.NDArray[np.float64]
 
@@ -93,12 +94,12 @@ def solve(
     nor infeasibility from one that did not converge: see `decide`.
     """
     began = time.perf_counter()
-    _check_options(ridge, max_kl, max_iterations)
+    _check_options(palette, pilot, ridge, max_kl, max_iterations)
     constraints = palette.resolve(pilot)
     drawn = pilot.groups(candidates, groups=groups, seed=seed)
     dual = ServedDual(drawn, constraints, ridge)
     candidates = candidates if candidates == math.inf else int(candidates)
-    start = _start(dual, warm_start)
+    start = _start(dual, warm_start, pilot.values)
     verdict = decide(dual, start, candidates, max_iterations)
     outcome, fraction = _least_norm(dual, verdict.outcome), 1.0
     if max_kl is not None and verdict.status in (Status.OPTIMAL, Status.BOUNDARY):
@@ -245,17 +246,24 @@ def _from_part(dual: ServedDual, start: FloatArray, max_iterations: int) -> Floa
     return outcome.multipliers if outcome.end == "converged" else start
 
 
-def _start(dual: ServedDual, warm_start: Solution | npt.ArrayLike | None) -> FloatArray:
+def _start(
+    dual: ServedDual, warm_start: Solution | npt.ArrayLike | None, values: tuple[str, ...]
+) -> FloatArray:
     if warm_start is None:
         return np.zeros(len(dual.active))
+    needed = (
+        f"one multiplier for each of the values {', '.join(values)} is needed; start from a "
+        "solution on the same pilot set."
+    )
+    if isinstance(warm_start, Solution) and warm_start.values != values:
+        raise SolverError(f"warm_start: of {', '.join(warm_start.values)}, where {needed}")
     given = warm_start.multipliers if isinstance(warm_start, Solution) else warm_start
-    multipliers = np.asarray(given, dtype=np.float64)
-    n_values = len(dual.groups.scale)
-    if multipliers.shape != (n_values,):
-        raise SolverError(
-            f"warm_start: shape {multipliers.shape} where one multiplier for each of the "
-            f"{n_values} values is needed; start from a solution on the same pilot set."
-        )
+    try:
+        multipliers = np.asarray(given, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise SolverError(f"warm_start: no array of numbers ({error}), where {needed}") from error
+    if multipliers.shape != (len(values),):
+        raise SolverError(f"warm_start: shape {multipliers.shape} where {needed}")
     standardised: FloatArray = (multipliers * dual.groups.scale)[dual.active]
     return np.where(np.isfinite(standardised), standardised, 0.0)
 
@@ -277,15 +285,20 @@ def _targets(
     return levels
 
 
-def _check_options(ridge: float, max_kl: float | None, max_iterations: int) -> None:
-    if not (0.0 <= ridge < math.inf):
-        raise PaletteError(f"ridge: {ridge} is not a finite number from 0 up.", "ridge")
-    if max_kl is not None and not (0.0 < max_kl < math.inf):
+def _check_options(
+    palette: Palette, pilot: PilotSet, ridge: float, max_kl: float | None, max_iterations: int
+) -> None:
+    if not isinstance(palette, Palette) or not isinstance(pilot, PilotSet):
+        raise SolverError(
+            f"palette, pilot: a Palette and a PilotSet are needed, not {type(palette).__name__} "
+            f"and {type(pilot).__name__}; build them first: Palette({{...}}), PilotSet(rewards, "
+            "values)."
+        )
+    if parse_number(ridge, "ridge") < 0.0:
+        raise PaletteError(f"ridge: {ridge} is below 0.", "ridge")
+    if max_kl is not None and not parse_number(max_kl, "max_kl") > 0.0:
         raise PaletteError(
             f"max_kl: {max_kl} is not a positive number of nats; leave it out for no budget.",
             "max_kl",
         )
-    if max_iterations < 1:
-        raise PaletteError(
-            f"max_iterations: {max_iterations} is not a positive number.", "max_iterations"
-        )
+    parse_count(max_iterations, "max_iterations")

@@ -162,6 +162,19 @@ def parse_number(wire: object, param: str) -> float:
     return number
 
 
+def parse_count(wire: object, param: str, least: int = 1) -> int:
+    """Return a whole number from `least` up; booleans, fractions and text are refused.
+
+    Raises
+    ------
+    PaletteError
+        It is not such a number.
+    """
+    if isinstance(wire, bool) or not isinstance(wire, numbers.Integral) or wire < least:
+        raise PaletteError(f"{param}: {wire!r} is not a whole number from {least} up.", param)
+    return int(wire)
+
+
 def _range(wire: object, param: str) -> tuple[float, float]:
     if isinstance(wire, str | bytes) or not isinstance(wire, list | tuple) or len(wire) != 2:
         raise PaletteError(f"{param}: expected two numbers [low, high], got {wire!r}.", param)
