@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections import OrderedDict, deque
+from collections import Counter, OrderedDict, deque
 from collections.abc import Hashable
 from concurrent.futures import Future
 from typing import Any, Final, Literal
@@ -40,6 +40,11 @@ class SolutionCache:
     max_entries : int
         Solutions kept; one takes about a kilobyte.
 
+    Attributes
+    ----------
+    counts : Counter of (Origin, Status)
+        Solutions given out so far.
+
     Notes
     -----
     The key is the palette's canonical form, the pilot set's fingerprint, N and the options, so a
@@ -48,6 +53,7 @@ class SolutionCache:
 
     def __init__(self, max_entries: int = 4096) -> None:
         self.max_entries = parse_count(max_entries, "max_entries")
+        self.counts: Counter[tuple[Origin, Status]] = Counter()
         self._solutions: OrderedDict[Hashable, Solution] = OrderedDict()
         self._flights: dict[Hashable, Future[Solution]] = {}
         self._families: OrderedDict[Hashable, deque[tuple[FloatArray, Solution]]] = OrderedDict()
@@ -74,6 +80,7 @@ class SolutionCache:
             solution = self._solutions.get(key)
             if solution is not None:
                 self._solutions.move_to_end(key)
+                self.counts["cached", solution.status] += 1
             return solution
 
     def solve(
@@ -94,13 +101,17 @@ class SolutionCache:
             solution = self._solutions.get(key)
             if solution is not None:
                 self._solutions.move_to_end(key)
+                self.counts["cached", solution.status] += 1
                 return solution, "cached"
             flight = self._flights.get(key)
             leads = flight is None
             if flight is None:
                 flight = self._flights[key] = Future()
         if not leads:
-            return flight.result(), "cached"
+            solution = flight.result()
+            with self._lock:
+                self.counts["cached", solution.status] += 1
+            return solution, "cached"
         try:
             family, levels = _family(palette, pilot, key)
             near = self._nearest(family, levels)
@@ -110,11 +121,13 @@ class SolutionCache:
                 del self._flights[key]
             flight.set_exception(error)
             raise
+        origin: Origin = "cold" if near is None else "warm"
         with self._lock:
             self._keep(key, solution, family, levels)
+            self.counts[origin, solution.status] += 1
             del self._flights[key]
         flight.set_result(solution)
-        return solution, "cold" if near is None else "warm"
+        return solution, origin
 
     def _keep(
         self, key: Hashable, solution: Solution, family: Hashable, levels: FloatArray

@@ -16,6 +16,7 @@ import numpy.typing as npt
 from scipy import optimize
 
 from solver.dual import ServedDual
+from solver.errors import SolverError
 from solver.nearest import nearest
 from solver.rows import Rows
 from solver.solution import Certificate
@@ -73,17 +74,24 @@ def reach(
     start, step : ndarray, shape (n_rows,)
         Row levels (side included), standardised.
     points : ndarray, shape (n, k)
-        Some achievable levels; together they must reach `start`.
+        Some achievable levels; together they must reach `start` + z·`step` for some z.
     limit : float
     settle : (float, float), optional
         Stop as soon as z is proven to be below the first or above the second.
     max_vertices : int
         Safety stop; the bounds returned are valid all the same.
+
+    Raises
+    ------
+    SolverError
+        No single point reaches `start`, and the linear programme cannot be solved.
     """
     k = len(dual.active)
     levels = _approach(dual, rows, start, step, points, limit)
     table = rows.at(levels)
-    best = Reach(0.0, limit, np.zeros(k), points[0])
+    reached = (rows.at(points) >= start).all(axis=1)
+    known = points[int(reached.argmax())]
+    best = Reach(0.0 if reached.any() else -np.inf, limit, np.zeros(k), known)
     for _ in range(max_vertices):
         solved = _master(table, start, step, limit)
         if solved is None:
@@ -106,6 +114,10 @@ def reach(
             break  # the master already has the best vertex: what is left of the gap is rounding
         table = np.vstack([table, row])
         levels = np.vstack([levels, vertex])
+    if best.distance == -np.inf:
+        raise SolverError(
+            "feasibility: a linear programme failed on rounding; ask for levels a little apart."
+        )
     return best
 
 
@@ -117,24 +129,26 @@ def _approach(
     points: FloatArray,
     distance: float,
 ) -> FloatArray:
-    """Return `points` and the vertices around the place where the line leaves the achievable set.
+    """Return `points` and vertices around the place where the line leaves the achievable set.
 
     From a point outside, the nearest achievable one gives a normal, and its supporting plane cuts
     the line nearer to the set; a few rounds of that come within 1e-7 of the exit. It proves
     nothing, but leaves the linear programme little to do.
     """
-    for _ in range(20):
-        found = nearest(dual, rows, start + distance * step, points)
-        points = found.points
+    held = points
+    for _ in range(50):
+        found = nearest(dual, rows, start + distance * step, held, rtol=0.3)
+        held = found.points
         pull = float(found.slack @ step)
         if found.distance <= 1e-7 or pull <= 0.0:
             break
         limit = dual.vertex(rows.direction(found.slack, points.shape[1]))
+        held = np.vstack([held, limit])
         cut = float(found.slack @ (rows.at(limit) - start)) / pull
         if cut > distance - 1e-7:
             break
         distance = cut
-    return points
+    return np.vstack([points, held])
 
 
 def _master(
@@ -147,21 +161,21 @@ def _master(
     n = len(table)
     bounds: list[tuple[float | None, float | None]] = [(0.0, None)] * n
     bounds.append((None, limit))
-    # At the finest tolerance presolve calls some feasible programmes infeasible: then without it,
-    # and after that with a tolerance ten times as wide.
-    for presolve, tolerance in ((True, GAP), (False, GAP), (False, 10.0 * GAP)):
+    # At this tolerance presolve calls some feasible programmes infeasible: then without it. What
+    # the points reach by construction they may miss by rounding: then with rows that much looser.
+    for presolve, looser in ((True, 0.0), (False, 0.0), (False, TOLERANCE), (True, TOLERANCE)):
         result = optimize.linprog(
             np.append(np.zeros(n), -1.0),
             A_ub=np.hstack([-table.T, step[:, None]]),
-            b_ub=-start,
+            b_ub=looser - start,
             A_eq=np.append(np.ones(n), 0.0)[None],
             b_eq=[1.0],
             bounds=bounds,
             method="highs",
             options={
                 "presolve": presolve,
-                "primal_feasibility_tolerance": tolerance,
-                "dual_feasibility_tolerance": tolerance,
+                "primal_feasibility_tolerance": GAP,
+                "dual_feasibility_tolerance": GAP,
             },
         )
         if result.x is not None:

@@ -125,7 +125,8 @@ def repair(
     if method == "interpolate":
         fraction, bound = _interpolate(dual, rows, base)
     elif method == "nearest":
-        found = nearest(dual, rows, rows.bound, base[None])
+        # Levels are as good as the square root of what the distance is.
+        found = nearest(dual, rows, rows.bound, base[None], gap=1e-13)
         distance, bound = found.distance, rows.bound - found.slack
     else:
         columns = [pilot.values.index(name) for name in order]

@@ -293,3 +293,27 @@ def test_repairs_of_the_published_answers(published_pilot, seed):
     assert explicit_margin(rewards, *ends, pilot.scale) > -SAME
     gives = float((rewards @ (slack / pilot.scale)).max(axis=1).mean())
     assert slack @ (levels / pilot.scale) - gives > found.distance * (found.distance - SAME)
+
+
+@pytest.mark.parametrize("n_values", [6, 12])
+def test_values_that_are_all_at_odds(n_values):
+    """Every level costs every other, so that long lists of vertices meet near one another."""
+    rng = np.random.default_rng(n_values)
+    apart = -0.9 / (n_values - 1)
+    mix = np.linalg.cholesky((1 - apart) * np.eye(n_values) + apart)
+    pilot = PilotSet(rng.normal(size=(60, 8, n_values)) @ mix.T, names(n_values))
+    asked = pilot.quantile(0.95)
+    palette = Palette({name: {"quantile": 0.95} for name in pilot.values})
+    rewards, unit = pilot.groups(8).rewards, pilot.scale
+    none = np.full(n_values, np.inf)
+    found = repair(palette, pilot, 8, "interpolate")
+    fraction = explicit_fraction(rewards, pilot.base, asked, none, unit, 1.0)
+    np.testing.assert_allclose(found.fraction, fraction, atol=1e-8)
+    levels = np.minimum(pilot.base, asked)
+    greedy = repair(palette, pilot, 8, "greedy").limit
+    for i, name in enumerate(pilot.values):
+        target = levels.copy()
+        target[i] = asked[i]
+        share = explicit_fraction(rewards, levels, target, none, unit, 1.0)
+        levels = levels + np.clip(share, 0.0, 1.0) * (target - levels)
+        np.testing.assert_allclose(greedy[name], levels[i], atol=1e-6)
