@@ -9,12 +9,27 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TypedDict
+from typing import NotRequired, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
 
 FloatArray = NDArray[np.float64]
+
+
+class CalledFunction(TypedDict):
+    """Name and arguments of a call; the arguments are JSON text."""
+
+    name: str
+    arguments: str
+
+
+class MessageCall(TypedDict):
+    """One call of an assistant's message, as OpenAI writes it."""
+
+    id: str
+    type: str
+    function: CalledFunction
 
 
 class Message(TypedDict):
@@ -25,10 +40,17 @@ class Message(TypedDict):
     role : str
         ``system``, ``user``, ``assistant`` or another role that a chat template knows.
     content : str
+    name, reasoning_content, tool_calls, tool_call_id : optional
+        As in OpenAI's messages (``reasoning_content`` as in vLLM's), for the chat template of the
+        model that answers. Rewards get messages of role and content alone.
     """
 
     role: str
     content: str
+    name: NotRequired[str]
+    reasoning_content: NotRequired[str]
+    tool_calls: NotRequired[list[MessageCall]]
+    tool_call_id: NotRequired[str]
 
 
 @dataclass(frozen=True, slots=True)

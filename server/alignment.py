@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
-from contextlib import aclosing
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 
 from rewards import Message, RewardSuite
 from server.admission import Admission
-from server.backends.base import Backend, Candidate, Prompt, SamplingSettings
+from server.backends.base import (
+    Backend,
+    Candidate,
+    Prompt,
+    SamplingSettings,
+    Tools,
+    UpstreamError,
+)
 from server.calibration import Calibration
+from server.deadline import promise_fewer, wait_for
+from server.drawing import Draw
 from server.promise import Promise, Promiser
+from server.reporting import Outcome, palette_report, timing_report
 from server.schemas import (
     CalibrationReport,
-    CandidateReport,
-    Level,
     PaletteOptions,
     PaletteReport,
     TimingReport,
@@ -33,6 +40,7 @@ class AlignmentRequest:
     Attributes
     ----------
     messages : tuple of Message
+        Nothing where `text` is to be continued.
     sampling : SamplingSettings
     n_choices : int
         Different answers wanted.
@@ -41,6 +49,9 @@ class AlignmentRequest:
     palette : PaletteOptions or None
         None: the base model's own answers, nothing scored, nothing chosen.
     top_logprobs : int
+    tools : Tools, optional
+    text : str or tuple of int, optional
+        A text, or its token ids, that the model continues without a chat template.
     """
 
     messages: tuple[Message, ...]
@@ -49,6 +60,8 @@ class AlignmentRequest:
     seed: int
     palette: PaletteOptions | None = None
     top_logprobs: int = 0
+    tools: Tools | None = None
+    text: str | tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,14 +92,44 @@ class Aligned:
     ----------
     chosen : tuple of Candidate
         Empty when no candidate clears the palette's floors and it says to refuse.
+    n_prompt_tokens : int
     spent_tokens : int
-        Tokens sampled for all candidates.
+        Tokens sampled for all candidates that came to their end.
     """
 
     prompt: Prompt
     chosen: tuple[Candidate, ...]
+    n_prompt_tokens: int
     spent_tokens: int
     report: PaletteReport | None
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """What one answered request took and gave, for metrics and logs.
+
+    Attributes
+    ----------
+    model : str
+    n_candidates, n_served : int
+    prompt_tokens, spent_tokens, served_tokens : int
+        Of the prompt, of all candidates, and of those served.
+    timing : TimingReport
+    report : PaletteReport or None
+        None without a palette. `candidates_detail` holds texts: it is for the client alone.
+    """
+
+    model: str
+    n_candidates: int
+    n_served: int
+    prompt_tokens: int
+    spent_tokens: int
+    served_tokens: int
+    timing: TimingReport
+    report: PaletteReport | None
+
+
+Observer = Callable[[Served], None]
 
 
 class Aligner:
@@ -96,6 +139,8 @@ class Aligner:
     ----------
     calibration : Calibration or None
         Replaced whole when a new one is ready; requests in flight keep the one they began with.
+    observe : callable, optional
+        Is told of every answer.
     """
 
     def __init__(
@@ -105,12 +150,14 @@ class Aligner:
         promiser: Promiser,
         admission: Admission,
         calibration: Calibration | None = None,
+        observe: Observer | None = None,
     ) -> None:
         self.backend = backend
         self.rewards = rewards
         self.promiser = promiser
         self.admission = admission
         self.calibration = calibration
+        self._observe = observe
 
     async def plan(self, request: AlignmentRequest) -> Plan:
         """Return the request with its prompt rendered and its palette solved.
@@ -120,7 +167,7 @@ class Aligner:
         PaletteError, InfeasiblePaletteError, CalibrationMissingError
             See `Promiser.on_traffic`.
         PromptError, ContextLengthError
-            See `Backend.render`.
+            See `Backend.render` and `Backend.read`.
         """
         started = time.perf_counter()
         calibration, options = self.calibration, request.palette
@@ -135,7 +182,10 @@ class Aligner:
         if request.sampling.temperature == 0:
             # All candidates would be the same text: one says as much as N, and costs less.
             n_candidates = request.n_choices
-        prompt = await self.backend.render(request.messages)
+        if request.text is None:
+            prompt = await self.backend.render(request.messages, request.tools)
+        else:
+            prompt = await self.backend.read(request.text)
         return Plan(request, prompt, n_candidates, promise, calibration, started)
 
     async def run(self, plan: Plan) -> Aligned:
@@ -149,61 +199,114 @@ class Aligner:
             When too many requests wait already.
         BackendError, RewardError, InfeasiblePaletteError
         """
+        options = plan.request.palette
         queued = time.perf_counter()
         async with self.admission:
             begun = time.perf_counter()
-            candidates, generated, rewards = await self._draw(plan)
+            drawn = self._draw(plan)
+            deadline = await wait_for(drawn, options, plan.started, plan.n_candidates)
             scored = time.perf_counter()
-        spent = sum(candidate.n_tokens for candidate in candidates)
-        options = plan.request.palette
-        if options is None or rewards is None:
-            return Aligned(plan.prompt, tuple(candidates), spent, None)
-
-        promise = plan.promise or await self.promiser.on_answer(options, rewards, len(candidates))
-        log_weights, picks = self._choose(plan, promise, rewards)
-        ended = time.perf_counter()
-        report = None
-        if options.report != "none":
-            timing = TimingReport(
-                queue=_ms(queued, begun),
-                solve=round(promise.solve_ms, 3),
-                generate=_ms(begun, generated),
-                score=_ms(generated, scored),
-                total=_ms(plan.started, ended),
+        candidates, rewards = drawn.ready()
+        if len(candidates) < plan.request.n_choices:
+            msg = (
+                f"only {len(candidates)} of {plan.n_candidates} candidates came from the upstream "
+                f"model server, too few for n={plan.request.n_choices}; retry later"
             )
-            report = self._report(plan, promise, candidates, rewards, log_weights, picks, timing)
-        return Aligned(plan.prompt, tuple(candidates[i] for i in picks), spent, report)
+            raise UpstreamError(msg)
+        marks = (queued, begun, drawn.generated, scored)
+        if options is None or rewards is None:
+            timing = timing_report(plan.started, marks, 0.0)
+            return self._served(plan, drawn.finished, candidates, timing, None)
 
-    async def _draw(self, plan: Plan) -> tuple[list[Candidate], float, np.ndarray | None]:
-        """Return the candidates in order, when the last one came, and their rewards.
-
-        Each candidate is scored as it comes, while the others are still being generated.
-        """
-        request = plan.request
-        stream = self.backend.generate(
-            plan.prompt,
-            plan.n_candidates,
-            request.sampling,
-            request.seed,
-            top_logprobs=request.top_logprobs,
+        warnings: list[str] = []
+        promise = plan.promise
+        is_short = len(candidates) < plan.n_candidates
+        is_lost = drawn.is_ended and len(drawn.finished) < plan.n_candidates
+        cause = "failures of the upstream" if is_lost else "the deadline"
+        told = f"{cause} left {len(candidates)} of {plan.n_candidates} candidates"
+        if promise is None:
+            promise = await self.promiser.on_answer(options, rewards, len(candidates))
+            if is_lost:  # a deadline has its own report
+                warnings.append(told)
+        elif is_short:
+            told += (
+                ", and shorter answers come through more easily: levels promised on average may "
+                "not hold"
+            )
+            promise, told = await promise_fewer(
+                self.promiser,
+                options,
+                plan.calibration,
+                promise,
+                len(candidates),
+                plan.request.n_choices,
+                told,
+            )
+            warnings.append(told)
+        log_weights, picks = self._choose(plan, promise, rewards)
+        timing = timing_report(plan.started, marks, promise.solve_ms)
+        report = palette_report(
+            options,
+            promise,
+            Outcome(candidates, rewards, log_weights, picks, deadline),
+            self.promiser.values,
+            self._calibration_report(plan, warnings),
+            timing,
         )
-        drawn: list[tuple[Candidate, asyncio.Task[np.ndarray] | None]] = []
-        try:
-            async with asyncio.TaskGroup() as group, aclosing(stream):  # type: ignore[type-var]
-                async for candidate in stream:
-                    scoring = None
-                    if request.palette is not None:
-                        sample = sample_of(plan.prompt, candidate)
-                        scoring = group.create_task(self.rewards.score([sample]))
-                    drawn.append((candidate, scoring))
-                generated = time.perf_counter()
-        except ExceptionGroup as failures:
-            # One failure cancels the rest, so there is one to tell.
-            raise failures.exceptions[0] from None
-        drawn.sort(key=lambda pair: pair[0].index)
-        candidates = [candidate for candidate, _ in drawn]
-        scores = [scoring.result() for _, scoring in drawn if scoring is not None]
-        return candidates, generated, np.concatenate(scores) if scores else None
+        chosen = [candidates[i] for i in picks]
+        return self._served(plan, drawn.finished, chosen, timing, report)
+
+    def _served(
+        self,
+        plan: Plan,
+        finished: list[Candidate],
+        chosen: list[Candidate],
+        timing: TimingReport,
+        report: PaletteReport | None,
+    ) -> Aligned:
+        """Return the answer, once the observer was told of it."""
+        spent = sum(candidate.n_tokens for candidate in finished)
+        # Where only the upstream can count the prompt's tokens, the candidates have them.
+        n_prompt_tokens = len(plan.prompt.token_ids) or max(
+            (candidate.n_prompt_tokens or 0 for candidate in finished), default=0
+        )
+        if self._observe is not None:
+            self._observe(
+                Served(
+                    model=self.backend.model_id,
+                    n_candidates=len(finished),
+                    n_served=len(chosen),
+                    prompt_tokens=n_prompt_tokens,
+                    spent_tokens=spent,
+                    served_tokens=sum(candidate.n_tokens for candidate in chosen),
+                    timing=timing,
+                    report=report,
+                )
+            )
+        options = plan.request.palette
+        is_told = options is not None and options.report != "none"
+        return Aligned(
+            plan.prompt, tuple(chosen), n_prompt_tokens, spent, report if is_told else None
+        )
+
+    def _draw(self, plan: Plan) -> Draw:
+        """Return the candidates of a plan, which are to be waited for."""
+        request = plan.request
+
+        async def score(candidate: Candidate) -> np.ndarray:
+            return await self.rewards.score([sample_of(plan.prompt, candidate)])
+
+        return Draw(
+            self.backend.generate(
+                plan.prompt,
+                plan.n_candidates,
+                request.sampling,
+                request.seed,
+                top_logprobs=request.top_logprobs,
+            ),
+            None if request.palette is None else score,
+            request.n_choices,
+        )
 
     def _choose(
         self, plan: Plan, promise: Promise, rewards: np.ndarray
@@ -219,91 +322,27 @@ class Aligner:
         seed = int(np.random.SeedSequence([plan.request.seed, 1]).generate_state(1, np.uint64)[0])
         return log_weights, tilt.draw(log_weights, seed, plan.request.n_choices)
 
-    def _report(
-        self,
-        plan: Plan,
-        promise: Promise,
-        candidates: list[Candidate],
-        rewards: np.ndarray,
-        log_weights: np.ndarray,
-        picks: np.ndarray,
-        timing: TimingReport,
-    ) -> PaletteReport:
-        names = self.promiser.values
-        options = plan.request.palette
-        assert options is not None
-        weights = np.exp(log_weights)
-        is_served = len(picks) > 0
-        solution = promise.solution
-        if solution is None:
-            # Nothing was promised on average: what these candidates' weights give is all there is.
-            expected = {}
-            if is_served:
-                means = tilt.expected(log_weights, rewards)
-                expected = {name: Level(level=float(means[i])) for i, name in enumerate(names)}
-            targets: dict[str, float | tuple[float, float]] = {}
-        else:
-            on_answer = options.scope == "answer"
-            expected = {
-                name: Level(
-                    level=float(solution.expected[i]),
-                    stderr=None if on_answer else float(solution.stderr[i]),
-                )
-                for i, name in enumerate(names)
-            }
-            targets = dict(solution.targets)
-        return PaletteReport(
-            status=promise.status,
-            scope=options.scope,
-            targets=targets,
-            multipliers={name: float(promise.multipliers[i]) for i, name in enumerate(names)},
-            expected=expected,
-            realised=(
-                dict(zip(names, rewards[picks].mean(axis=0).tolist(), strict=True))
-                if is_served
-                else {}
-            ),
-            limited_by="max_kl" if solution is not None and solution.limited_by else None,
-            candidates=len(candidates),
-            ess=float(tilt.ess(log_weights)) if is_served else 0.0,
-            kl=float(tilt.kl(log_weights)) if is_served else 0.0,
-            calibration=self._calibration_report(plan),
-            timing_ms=timing,
-            repair=promise.repair,
-            candidates_detail=(
-                [
-                    CandidateReport(
-                        index=one.index,
-                        text=one.text,
-                        rewards=dict(zip(names, rewards[i].tolist(), strict=True)),
-                        weight=float(weights[i]),
-                        chosen=i in picks,
-                        finish_reason=one.finish_reason,
-                    )
-                    for i, one in enumerate(candidates)
-                ]
-                if options.report == "full"
-                else None
-            ),
-        )
-
-    def _calibration_report(self, plan: Plan) -> CalibrationReport:
+    def _calibration_report(self, plan: Plan, found: list[str]) -> CalibrationReport:
+        """Return what stands behind the promise; `found` is what is known against it already."""
         calibration, request = plan.calibration, plan.request
         if request.palette is not None and request.palette.scope == "answer":
-            return CalibrationReport(id=None, prompts=0, valid=True, warnings=[])
+            return CalibrationReport(id=None, prompts=0, valid=True, warnings=found)
         if calibration is None:
             warnings = ["no calibration: multipliers are used as given, no level is promised"]
-            return CalibrationReport(id=None, prompts=0, valid=False, warnings=warnings)
-        warnings = calibration.warnings_for(
+            return CalibrationReport(id=None, prompts=0, valid=False, warnings=warnings + found)
+        warnings = found + calibration.warnings_for(
             self.backend.fingerprint, self.rewards.fingerprint, request.sampling
         )
+        if plan.prompt.tools is not None:
+            warnings.append("tools are not covered: the calibration was sampled without them")
+        if plan.prompt.is_raw:
+            warnings.append(
+                "a prompt without the chat template is not covered: the calibration was sampled "
+                "with it"
+            )
         return CalibrationReport(
             id=calibration.id,
             prompts=calibration.pilot.n_prompts,
             valid=not warnings,
             warnings=warnings,
         )
-
-
-def _ms(start: float, end: float) -> float:
-    return round((end - start) * 1e3, 3)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 import time
 from collections.abc import AsyncIterator
@@ -10,19 +11,24 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 from fastapi import FastAPI
+from pydantic import SecretStr
 
 from rewards import RewardSuite, load_rewards
-from server import embedded, errors
+from server import access, embedded, errors
 from server.admission import Admission
-from server.alignment import Aligner
-from server.backends.base import Backend
+from server.alignment import Aligner, Observer
+from server.auth import Auth, read_keys
+from server.backends.base import Backend, ModelLoadError
 from server.backends.hf_local import HfLocalBackend
+from server.backends.openai_remote import OpenAIRemoteBackend
 from server.body_limit import BodyLimit
 from server.calibration import default_path, find_calibration
 from server.calibrator import Progress, calibrate
+from server.draining import Lifetime
+from server.metrics import Metrics
 from server.promise import Promiser
 from server.prompts import read_prompts
-from server.routes import chat, health, models, palette
+from server.routes import chat, completions, health, metrics, models, palette, tradeoffs
 from server.routes.context import CalibrationProgress, Context
 from server.schemas import PaletteOptions
 from server.settings import Settings
@@ -33,6 +39,25 @@ logger = logging.getLogger(__name__)
 
 def make_backend(settings: Settings) -> Backend:
     """Return the backend of the settings, not started."""
+    if settings.upstream_url is not None:
+        return OpenAIRemoteBackend(
+            settings.upstream_url,
+            model=settings.upstream_model,
+            model_id=settings.model_name,
+            api_key=settings.upstream_api_key,
+            n_per_request=settings.upstream_n,
+            features=settings.upstream_features,
+            max_context=settings.max_context,
+            min_share=settings.upstream_min_share,
+            max_connections=settings.upstream_max_connections,
+            timeout_s=settings.upstream_timeout_s,
+            connect_timeout_s=settings.upstream_connect_timeout_s,
+            max_retries=settings.upstream_max_retries,
+            extra_headers={
+                name: text.get_secret_value() for name, text in settings.upstream_headers.items()
+            },
+            extra_body=settings.upstream_body,
+        )
     return HfLocalBackend(
         settings.model,
         model_id=settings.served_model_name,
@@ -61,9 +86,15 @@ def make_rewards(settings: Settings) -> RewardSuite:
 
 @asynccontextmanager
 async def running_aligner(
-    settings: Settings, *, backend: Backend | None = None, rewards: RewardSuite | None = None
+    settings: Settings,
+    *,
+    backend: Backend | None = None,
+    rewards: RewardSuite | None = None,
+    observe: Observer | None = None,
 ) -> AsyncIterator[Aligner]:
     """Return an aligner with its models loaded and its calibration found; closes both after.
+
+    `observe` is told of every answer.
 
     Raises
     ------
@@ -75,22 +106,33 @@ async def running_aligner(
     try:
         await backend.start()
         await rewards.start()
-        yield make_aligner(settings, backend, rewards)
+        yield make_aligner(settings, backend, rewards, observe)
     finally:
         await backend.close()
         await rewards.close()
 
 
-def make_aligner(settings: Settings, backend: Backend, rewards: RewardSuite) -> Aligner:
+def make_aligner(
+    settings: Settings, backend: Backend, rewards: RewardSuite, observe: Observer | None = None
+) -> Aligner:
     """Return the aligner of a started backend and started rewards.
 
     Raises
     ------
+    ModelLoadError
+        When values read log-probabilities that the backend does not report.
     CalibrationError
         For a calibration file that is there and cannot be used.
     PaletteError
         For a default palette that makes no sense.
     """
+    blind = sorted(set(rewards.names) - set(rewards.text_only_names))
+    if blind and "logprobs" not in backend.features:
+        msg = (
+            f"{blind[0]} is computed from log-probabilities, which {backend.model_id} does not "
+            f"report: leave {', '.join(blind)} out of {settings.rewards}, or use another backend"
+        )
+        raise ModelLoadError(msg)
     promiser = Promiser(
         rewards.names,
         default_candidates=settings.candidates,
@@ -107,7 +149,7 @@ def make_aligner(settings: Settings, backend: Backend, rewards: RewardSuite) -> 
         rewards_fingerprint=rewards.fingerprint,
     )
     admission = Admission(settings.max_running, settings.max_queue)
-    return Aligner(backend, rewards, promiser, admission, calibration)
+    return Aligner(backend, rewards, promiser, admission, calibration, observe)
 
 
 def calibration_path(settings: Settings, backend: Backend, rewards: RewardSuite) -> Path:
@@ -151,14 +193,18 @@ async def calibrate_in_background(
     logger.info("calibrated: %s is kept in %s", calibration.id, path)
 
 
-def create_app(context: Context) -> FastAPI:
-    """Return the ASGI app of started objects."""
+def create_app(context: Context, keys: tuple[SecretStr, ...]) -> FastAPI:
+    """Return the ASGI app of started objects; with keys, it lets in who has one of them."""
     app = FastAPI(title="Palette", summary="What was asked is what is served.", version=VERSION)
     app.state.context = context
-    for module in (chat, models, palette, health):
+    for module in (chat, completions, models, palette, tradeoffs, health, metrics):
         app.include_router(module.router)
     errors.install(app)
+    # The one added last is the outermost.
     app.add_middleware(BodyLimit, max_bytes=context.settings.max_body_bytes)
+    app.add_middleware(Lifetime, drain=context.drain, timeout_s=context.settings.request_timeout_s)
+    app.add_middleware(Auth, keys=keys)
+    app.add_middleware(access.Access, metrics=context.metrics)
     return app
 
 
@@ -182,11 +228,18 @@ async def running_app(
 
     Raises
     ------
-    RewardConfigError, RewardModelError, ModelLoadError, CalibrationError, PaletteError
+    SettingsError, RewardConfigError, RewardModelError, ModelLoadError, CalibrationError,
+    PaletteError
         Whatever stops a server from starting.
     """
-    async with running_aligner(settings, backend=backend, rewards=rewards) as aligner:
-        context = Context(settings, aligner, created=int(time.time()))
+    keys = read_keys(settings)  # before the models: they take their time to load
+    counted = Metrics()
+    observe = functools.partial(access.note, metrics=counted)
+    async with running_aligner(
+        settings, backend=backend, rewards=rewards, observe=observe
+    ) as aligner:
+        context = Context(settings, aligner, created=int(time.time()), metrics=counted)
+        counted.watch(aligner, context.drain)
         background = None
         if aligner.calibration is None:
             logger.warning(
@@ -203,7 +256,7 @@ async def running_app(
                     name="calibrate",
                 )
         try:
-            yield create_app(context)
+            yield create_app(context, keys)
         finally:
             if background is not None:
                 background.cancel()

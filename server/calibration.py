@@ -16,6 +16,8 @@ from solver import PilotError, PilotSet
 
 # Above this share of answers cut by `max_tokens`, a longer limit is another base distribution.
 TRUNCATED_SHARE_TOLERATED = 0.01
+# Calibrations are sampled without these.
+_UNCALIBRATED = ("min_p", "presence_penalty", "frequency_penalty", "repetition_penalty")
 
 
 class CalibrationError(Exception):
@@ -112,6 +114,17 @@ class Calibration:
                 f"with max_tokens={info.max_tokens} (longest answer "
                 f"{info.longest_answer_tokens} tokens, {info.truncated_share:.1%} cut short)"
             )
+        neutral = SamplingSettings()
+        for name in _UNCALIBRATED:
+            asked, known = getattr(sampling, name), getattr(neutral, name)
+            if asked != known:
+                found.append(
+                    f"{name}={asked:g} is not covered: the calibration was sampled with {known:g}"
+                )
+        if sampling.logit_bias:
+            found.append("logit_bias is not covered: the calibration was sampled without it")
+        if sampling.json_schema is not None:
+            found.append("response_format is not covered: the calibration was sampled as text")
         if sampling.stop:
             found.append("stop strings are not covered: the calibration was sampled without them")
         if sampling.temperature == 0:

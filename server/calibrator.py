@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Sequence
+from contextlib import aclosing
 from datetime import UTC, datetime
 
 import numpy as np
@@ -76,21 +77,25 @@ async def calibrate(
     results: dict[int, tuple[np.ndarray, list[Candidate]]] = {}
     seeds = np.random.SeedSequence(seed).generate_state(len(prompts), dtype=np.uint64) >> 1
     waiting = iter(enumerate(prompts))
-    done = refused = 0
+    done = refused = incomplete = 0
 
     async def work() -> None:
-        nonlocal done, refused
+        nonlocal done, refused, incomplete
         for index, messages in waiting:
             try:
                 prompt = await backend.render(messages)
-            except (PromptError, ContextLengthError):
-                refused += 1
-            else:
                 stream = backend.generate(prompt, n_candidates, sampling, int(seeds[index]))
-                # Sorted: they arrive as they finish, the short ones first.
-                drawn = sorted([one async for one in stream], key=lambda one: one.index)
-                scored = await rewards.score([sample_of(prompt, one) for one in drawn])
-                results[index] = (scored, drawn)
+                async with aclosing(stream):  # type: ignore[type-var]
+                    # Sorted: they arrive as they finish, the short ones first.
+                    drawn = sorted([one async for one in stream], key=lambda one: one.index)
+            except (PromptError, ContextLengthError):
+                refused += 1  # by the chat template, or by the server that has it
+            else:
+                if len(drawn) == n_candidates:
+                    scored = await rewards.score([sample_of(prompt, one) for one in drawn])
+                    results[index] = (scored, drawn)
+                else:
+                    incomplete += 1
             done += 1
             progress(done, len(prompts))
 
@@ -103,6 +108,10 @@ async def calibrate(
         # One failure cancels the rest, so there is one to tell.
         raise failures.exceptions[0] from None
 
+    if incomplete:
+        logger.warning(
+            "%d of %d prompts did not get all their candidates; left out", incomplete, len(prompts)
+        )
     if refused:
         logger.warning("%d of %d prompts do not fit this model; left out", refused, len(prompts))
     if len(results) < FEWEST_PROMPTS:

@@ -2,26 +2,16 @@
 
 from __future__ import annotations
 
-import asyncio
-import json
-import logging
-import math
-import sys
-from collections.abc import Coroutine
-from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any, NoReturn, TypeVar
+from typing import Annotated, Any
 
 import typer
 from pydantic import ValidationError
 
+from server import cli_solver
+from server.cli_support import BAD_USAGE, FAILED, Seed, fail, json_option, run
 from server.schemas import PaletteOptions
 from server.settings import Settings, SettingsError, load_settings
-
-T = TypeVar("T")
-
-# Exit codes, DESIGN.md 4.2.
-FAILED, BAD_USAGE, INFEASIBLE = 1, 2, 3
 
 app = typer.Typer(
     name="palette",
@@ -39,28 +29,20 @@ Model = Annotated[
 Rewards = Annotated[Path | None, typer.Option(help="YAML file of values.", dir_okay=False)]
 CalibrationFile = Annotated[Path | None, typer.Option(help="Calibration file.", dir_okay=False)]
 Device = Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1, ...")]
-Seed = Annotated[int, typer.Option(min=0, help="Same seed, same answers.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Temperature = Annotated[float | None, typer.Option(min=0, max=2)]
 TopP = Annotated[float | None, typer.Option(min=0, max=1)]
 TopK = Annotated[int | None, typer.Option(min=0)]
 MaxTokens = Annotated[int | None, typer.Option(min=1, help="Longest answer, in tokens.")]
 
 
-class OnInfeasible(StrEnum):
-    """What to do with a palette that cannot be met."""
-
-    reject = "reject"
-    repair = "repair"
-    best_effort = "best_effort"
-
-
-class Method(StrEnum):
-    """How a palette that cannot be met is repaired."""
-
-    interpolate = "interpolate"
-    greedy = "greedy"
-    nearest = "nearest"
+for command in (
+    cli_solver.solve,
+    cli_solver.frontier,
+    cli_solver.spread,
+    cli_solver.negotiate,
+    cli_solver.interference,
+):
+    app.command()(command)
 
 
 def main() -> None:
@@ -93,13 +75,33 @@ def serve(
     trust_remote_code: Annotated[
         bool | None, typer.Option("--trust-remote-code", help="Run code that comes with the model.")
     ] = None,
+    api_key: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Key that clients must send; repeatable. Other users of the machine see it in "
+            "the list of processes: prefer --api-key-file."
+        ),
+    ] = None,
+    api_key_file: Annotated[
+        Path | None, typer.Option(help="File of such keys, one a line.", dir_okay=False)
+    ] = None,
+    insecure: Annotated[
+        bool | None,
+        typer.Option("--insecure", help="Listen beyond this machine without any key."),
+    ] = None,
+    request_timeout: Annotated[
+        float | None, typer.Option(help="Seconds a request may take as a whole.")
+    ] = None,
+    drain_timeout: Annotated[
+        float | None, typer.Option(help="Seconds running requests get at the stop.")
+    ] = None,
     log_level: Annotated[str | None, typer.Option(help="critical ... debug.")] = None,
 ) -> None:
     """Start the server. Every option is also a `PALETTE_...` environment variable.
 
     Example: `palette serve --model Qwen/Qwen3-0.6B --port 9000`
     """
-    default_palette = None if palette is None else _json_option("--palette", palette)
+    default_palette = None if palette is None else json_option("--palette", palette)
     settings = _settings(
         model=model,
         rewards=rewards,
@@ -120,6 +122,11 @@ def serve(
         default_palette=default_palette,
         calibrate_at_start=calibrate,
         trust_remote_code=trust_remote_code,
+        api_keys=api_key or None,
+        api_key_file=api_key_file,
+        insecure=insecure,
+        request_timeout_s=request_timeout,
+        drain_timeout_s=drain_timeout,
         log_level=log_level,
     )
     from server.serving import run_server  # torch is slow to import: not for `palette --help`
@@ -163,50 +170,13 @@ def calibrate(
     )
     from server import jobs
 
-    written = _run(
+    written = run(
         jobs.calibrate_to_file(
             settings, prompts, out, n_candidates=candidates, limit=limit,
             concurrency=concurrency, seed=seed,
         )
     )  # fmt: skip
     typer.echo(f"calibration written to {written}", err=True)
-
-
-@app.command()
-def solve(
-    pilot: Annotated[Path, typer.Option(help="Calibration, JSONL of groups, or flat JSON list.")],
-    targets: Annotated[str, typer.Option(help='JSON, as `{"harmless": {"quantile": 0.8}}`.')],
-    candidates: Annotated[str, typer.Option(help="N, `auto` or `inf`.")] = "16",
-    on_infeasible: OnInfeasible = OnInfeasible.reject,
-    method: Annotated[Method, typer.Option(help="How to repair.")] = Method.interpolate,
-    max_kl: Annotated[float | None, typer.Option(help="KL budget, nats.")] = None,
-    groups: Annotated[int | None, typer.Option(min=1, help="Groups drawn from the pilot.")] = None,
-    seed: Seed = 0,
-    as_json: AsJson = False,
-) -> None:
-    """Solve a palette on a pilot set, without a server.
-
-    Example: `palette solve --pilot pilot.jsonl --targets '{"helpful": {"gain": 0.3}}' --json`
-    """
-    from server import jobs
-
-    wanted = _json_option("--targets", targets)
-    if candidates not in ("auto", "inf") and not candidates.isdecimal():
-        _fail(f"--candidates: {candidates!r} is no whole number, `auto` or `inf`", BAD_USAGE)
-    n_candidates = (
-        "auto" if candidates == "auto" else math.inf if candidates == "inf" else int(candidates)
-    )
-    result = _guard(
-        jobs.solve_file, pilot, wanted, n_candidates,
-        on_infeasible=on_infeasible.value, method=method.value, max_kl=max_kl,
-        groups=groups, seed=seed,
-    )  # fmt: skip
-    if as_json:
-        typer.echo(json.dumps(result, allow_nan=False))
-    else:
-        jobs.print_solution(result)
-    if result["status"] not in ("optimal", "repaired", "best_effort"):
-        raise typer.Exit(INFEASIBLE)
 
 
 @app.command()
@@ -245,11 +215,11 @@ def generate(
     )
     from server import jobs
 
-    refused = _run(
+    refused = run(
         jobs.generate_to_file(settings, prompts, out, options, concurrency=concurrency, seed=seed)
     )
     if refused:
-        _fail(f"{refused} prompts could not be answered; their lines in {out} say why", FAILED)
+        fail(f"{refused} prompts could not be answered; their lines in {out} say why", FAILED)
 
 
 @app.command()
@@ -269,18 +239,18 @@ def score(
     settings = _settings(rewards=rewards, rewards_device=device)
     from server import jobs
 
-    _run(jobs.score_to_file(settings, file, out))
+    run(jobs.score_to_file(settings, file, out))
 
 
 def _settings(**given: Any) -> Settings:
     try:
         return load_settings(**given)
     except SettingsError as error:
-        _fail(str(error), BAD_USAGE)
+        fail(str(error), BAD_USAGE)
 
 
 def _palette(text: str) -> PaletteOptions | None:
-    value = _json_option("--palette", text)
+    value = json_option("--palette", text)
     if value is None:
         return None
     try:
@@ -288,38 +258,4 @@ def _palette(text: str) -> PaletteOptions | None:
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
-        _fail(f"--palette: {where}: {first['msg']}", BAD_USAGE)
-
-
-def _json_option(name: str, text: str) -> Any:
-    try:
-        return json.loads(text)
-    except ValueError as error:
-        _fail(f"{name} is no JSON ({error}); quote it for the shell: '{{\"a\": 1}}'", BAD_USAGE)
-
-
-def _run(work: Coroutine[Any, Any, T]) -> T:
-    result: T = _guard(asyncio.run, work)
-    return result
-
-
-def _guard(function: Any, *arguments: Any, **options: Any) -> Any:
-    """Call, and turn what users can mend into one line and an exit code."""
-    from server import jobs
-
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
-    try:
-        return function(*arguments, **options)
-    except jobs.INFEASIBLE_ERRORS as error:
-        _fail(str(error), INFEASIBLE)
-    except jobs.USAGE_ERRORS as error:
-        _fail(str(error), BAD_USAGE)
-    except jobs.RUN_ERRORS as error:
-        _fail(str(error), FAILED)
-    except KeyboardInterrupt:
-        _fail("stopped; what was written is whole, run the same command to continue", 130)
-
-
-def _fail(message: str, code: int) -> NoReturn:
-    typer.secho(f"palette: {message}", err=True, fg="red" if sys.stderr.isatty() else None)
-    raise typer.Exit(code)
+        fail(f"--palette: {where}: {first['msg']}", BAD_USAGE)

@@ -1,15 +1,12 @@
-"""The work behind the commands that end: calibrate, solve, generate, score."""
+"""The work behind the commands that load models and end: calibrate, generate, score."""
 
 from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, Literal
-
-from rich.table import Table
 
 from rewards import RewardError, Sample
 from server import embedded, terminal
@@ -18,26 +15,16 @@ from server.backends.base import BackendError
 from server.batch import OutputError, generate_file
 from server.calibration import CalibrationError, CalibrationMissingError
 from server.calibrator import calibrate
-from server.promise import AUTO_CANDIDATES, InfeasiblePaletteError
+from server.cli_support import BAD_USAGE, FAILED, INFEASIBLE
+from server.promise import InfeasiblePaletteError
 from server.prompts import PromptsError, parse_prompt, read_prompts
 from server.schemas import PaletteOptions
 from server.settings import Settings
 from server.threads import share_cores
-from solver import (
-    Palette,
-    PaletteError,
-    PilotError,
-    PilotSet,
-    SolverError,
-    Status,
-    min_candidates,
-    repair,
-)
-from solver import solve as solve_palette
+from solver import PaletteError, PilotError, SolverError
 
-INFEASIBLE_ERRORS = (InfeasiblePaletteError,)
-USAGE_ERRORS = (PaletteError, PilotError, PromptsError, OutputError)
-RUN_ERRORS = (
+_USAGE_ERRORS = (PaletteError, PilotError, PromptsError, OutputError)
+_RUN_ERRORS = (
     BackendError,
     RewardError,
     SolverError,
@@ -48,6 +35,15 @@ RUN_ERRORS = (
 
 # Answers handed to the rewards at once: enough to fill batches, little enough to show progress.
 SCORE_CHUNK = 512
+
+
+def exit_code(error: Exception) -> int | None:
+    """Return the exit code of an error that a user can mend; None for any other."""
+    if isinstance(error, InfeasiblePaletteError):
+        return INFEASIBLE
+    if isinstance(error, _USAGE_ERRORS):
+        return BAD_USAGE
+    return FAILED if isinstance(error, _RUN_ERRORS) else None
 
 
 async def calibrate_to_file(
@@ -85,72 +81,6 @@ async def calibrate_to_file(
         await backend.close()
         await rewards.close()
     return path
-
-
-def solve_file(
-    path: Path,
-    targets: Mapping[str, Any],
-    n_candidates: float | Literal["auto"],
-    *,
-    on_infeasible: str,
-    method: Literal["interpolate", "nearest", "greedy"],
-    max_kl: float | None,
-    groups: int | None,
-    seed: int,
-) -> dict[str, Any]:
-    """Return DESIGN.md 4.2's object for a palette on a pilot file."""
-    pilot, palette = PilotSet.load(path), Palette(targets)
-    smallest = min_candidates(palette, pilot, seed=seed)
-    options: dict[str, Any] = {"groups": groups, "seed": seed}
-    if isinstance(n_candidates, str):
-        most = pilot.n_prompts if pilot.pooled else pilot.n_candidates
-        n: float = min(next((n for n in AUTO_CANDIDATES if n >= (smallest or 1)), most), most)
-    else:
-        n = n_candidates
-    solution = solve_palette(palette, pilot, n, max_kl=max_kl, **options)
-    result = solution.to_dict() | {"min_candidates": smallest, "repaired": None}
-    if solution.status is not Status.OPTIMAL and on_infeasible != "reject":
-        mended = repair(
-            palette,
-            pilot,
-            n,
-            method if on_infeasible == "repair" else "nearest",
-            max_kl=max_kl,
-            **options,
-        )
-        result = mended.solution.to_dict() | {
-            "status": "repaired" if on_infeasible == "repair" else "best_effort",
-            "certificate": result["certificate"],
-            "min_candidates": smallest,
-            "repaired": mended.to_dict(),
-        }
-    return result
-
-
-def print_solution(result: Mapping[str, Any]) -> None:
-    """Print a solution as a table."""
-    table = Table(box=None, pad_edge=False)
-    for heading in ("value", "target", "multiplier", "expected", "±", "base"):
-        table.add_column(heading, justify="left" if heading == "value" else "right")
-    is_solved = result["status"] in ("optimal", "repaired", "best_effort", "boundary")
-    for name in result["values"]:
-        target = result["targets"].get(name)
-        solved = [result[key][name] for key in ("multipliers", "expected", "stderr")]
-        table.add_row(
-            name,
-            "" if target is None else _number(target),
-            *(_number(number if is_solved else None) for number in solved),
-            _number(result["base"][name]),
-        )
-    terminal.results.print(table)
-    certificate = result["certificate"]
-    terminal.results.print(
-        f"\n{result['status']} with {result['candidates']} candidates"
-        + (f"; ESS {_number(result['ess'])}, KL {_number(result['kl'])} nats" * is_solved)
-        + f"; smallest N {result['min_candidates'] or 'unknown: more than the pilot has'}"
-    )
-    if certificate:
-        terminal.results.print(certificate["sentence"], soft_wrap=True)
 
 
 async def generate_to_file(
@@ -224,11 +154,3 @@ def _read_answers(file: Path) -> Iterable[Sample]:
             )
             raise PromptsError(msg) from error
         yield Sample(messages=messages, answer=answer)
-
-
-def _number(value: Any) -> str:
-    if value is None:
-        return "-"
-    if isinstance(value, list | tuple):
-        return " to ".join(_number(one) for one in value)
-    return f"{value:.4g}"

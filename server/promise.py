@@ -91,6 +91,10 @@ class Promiser:
         Values the rewards give, in order.
     default_candidates, max_candidates : int
         N of a palette that does not say, and the largest allowed.
+
+    Attributes
+    ----------
+    cache : SolutionCache
     """
 
     def __init__(
@@ -99,7 +103,7 @@ class Promiser:
         self.values = values
         self.default_candidates = default_candidates
         self.max_candidates = max_candidates
-        self._cache = SolutionCache()
+        self.cache = SolutionCache()
 
     async def on_traffic(
         self, options: PaletteOptions, calibration: Calibration | None, n_choices: int = 1
@@ -133,7 +137,7 @@ class Promiser:
         if options.candidates == "auto":
             return await asyncio.to_thread(self._auto, palette, pilot, options, n_choices, started)
         n_candidates = self._count(options, n_choices)
-        found = self._cache.lookup(palette, pilot, n_candidates, max_kl=options.max_kl)
+        found = self.cache.lookup(palette, pilot, n_candidates, max_kl=options.max_kl)
         if found is not None and found.status is Status.OPTIMAL:
             return Promise(
                 _status_of(found),
@@ -214,7 +218,7 @@ class Promiser:
         limit = min(self.max_candidates, pilot.n_candidates)
         tried = [n for n in AUTO_CANDIDATES if n_choices <= n <= limit] or [limit]
         for n_candidates in tried:
-            solution, _ = self._cache.solve(palette, pilot, n_candidates, max_kl=options.max_kl)
+            solution, _ = self.cache.solve(palette, pilot, n_candidates, max_kl=options.max_kl)
             if solution.status is Status.OPTIMAL and solution.fraction == 1:
                 break
         return self._settle(palette, pilot, n_candidates, options, started)
@@ -229,7 +233,7 @@ class Promiser:
     ) -> Promise:
         """Solve; when that cannot be done, repair or say why. Runs in a thread."""
         if pilot.n_prompts > 1:
-            solution, _ = self._cache.solve(palette, pilot, n_candidates, max_kl=options.max_kl)
+            solution, _ = self.cache.solve(palette, pilot, n_candidates, max_kl=options.max_kl)
         else:  # one prompt's own candidates never come again: nothing to remember
             solution = solve(palette, pilot, n_candidates, max_kl=options.max_kl)
         status = _status_of(solution)

@@ -1,46 +1,21 @@
-"""Wire types: OpenAI's fields plus our `palette`, requests first, then responses."""
+"""Wire types of the palette: what clients ask for, what they are told."""
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 
 from server.backends.base import FinishReason
-
-
-class _Request(BaseModel):
-    """A body from a client: unknown fields are refused, never ignored."""
-
-    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
-
-
-class TextPart(_Request):
-    """A text part of a message's content."""
-
-    type: Literal["text"]
-    text: str
-
-
-class ChatMessage(_Request):
-    """One message of a conversation. Tool messages and images are not supported yet."""
-
-    role: Literal["system", "developer", "user", "assistant"]
-    content: str | list[TextPart]
-    name: str | None = None
-
-    def text(self) -> str:
-        """Return the content as one string."""
-        if isinstance(self.content, str):
-            return self.content
-        return "".join(part.text for part in self.content)
+from server.messages import ChatMessage, Name, Several
+from server.messages import Request as _Request
 
 
 class RepairOptions(_Request):
     """How an infeasible palette is changed into a feasible one."""
 
     method: Literal["interpolate", "greedy", "nearest"] = "interpolate"
-    priorities: list[str] | None = Field(
+    priorities: Several[Name] | None = Field(
         default=None, description="For `greedy`: value names, the most important first."
     )
 
@@ -48,7 +23,7 @@ class RepairOptions(_Request):
 class PaletteOptions(_Request):
     """The level wanted for each human value, and what to do when it cannot be had."""
 
-    targets: dict[str, Any] = Field(
+    targets: dict[Name, Any] = Field(
         default_factory=dict,
         description=(
             'Value name -> target: `{"quantile": 0.8}` (with `"of": "traffic"` for the pooled '
@@ -70,7 +45,7 @@ class PaletteOptions(_Request):
     max_kl: float | None = Field(
         default=None, gt=0, description="Largest KL from the base model's own choice, in nats."
     )
-    floors: dict[str, float] = Field(
+    floors: dict[Name, float] = Field(
         default_factory=dict, description="Value name -> lowest reward a served answer may have."
     )
     on_floor: Literal["refuse", "best"] = Field(
@@ -78,59 +53,13 @@ class PaletteOptions(_Request):
         description="When no candidate clears the floors: refuse (`content_filter`) or serve the "
         "one that misses them least.",
     )
-    report: Literal["none", "summary", "full"] = "summary"
-
-
-class StreamOptions(_Request):
-    """OpenAI's stream options."""
-
-    include_usage: bool = False
-    include_obfuscation: bool | None = None
-
-
-def _neutral_only(value: float | None) -> float | None:
-    if value:
-        msg = "is not supported by this backend; leave it out or send 0"
-        raise ValueError(msg)
-    return value
-
-
-class ResponseFormat(_Request):
-    """Only plain text for now."""
-
-    type: Literal["text"]
-
-
-class ChatCompletionRequest(_Request):
-    """OpenAI's chat request with one field added, `palette`."""
-
-    model: str
-    messages: list[ChatMessage] = Field(min_length=1)
-    palette: PaletteOptions | None = Field(
-        default=None, description="Absent means the operator's default, null means none."
+    deadline_ms: float | None = Field(
+        default=None,
+        gt=0,
+        description="Milliseconds from the request's arrival after which the choice is made among "
+        "the candidates that are finished and scored; the first that comes when none is.",
     )
-    n: int | None = Field(default=None, ge=1, le=128)
-    stream: bool | None = False
-    stream_options: StreamOptions | None = None
-    temperature: float | None = Field(default=None, ge=0, le=2)
-    top_p: float | None = Field(default=None, gt=0, le=1)
-    top_k: int | None = Field(default=None, ge=0, description="Not OpenAI's; 0 keeps all tokens.")
-    max_tokens: int | None = Field(default=None, ge=1)
-    max_completion_tokens: int | None = Field(default=None, ge=1)
-    stop: str | Annotated[list[str], Field(max_length=16)] | None = None
-    logprobs: bool | None = False
-    top_logprobs: int | None = Field(default=None, ge=0, le=20)
-    seed: int | None = None
-    # Accepted because clients send them; they change nothing here and OpenAI promises no effect.
-    user: str | None = None
-    safety_identifier: str | None = None
-    prompt_cache_key: str | None = None
-    metadata: dict[str, str] | None = None
-    store: Literal[False] | None = None
-    # Accepted at their neutral value only.
-    presence_penalty: Annotated[float | None, AfterValidator(_neutral_only)] = None
-    frequency_penalty: Annotated[float | None, AfterValidator(_neutral_only)] = None
-    response_format: ResponseFormat | None = None
+    report: Literal["none", "summary", "full"] = "summary"
 
 
 class Level(BaseModel):
@@ -163,11 +92,20 @@ class CandidateReport(BaseModel):
     """One candidate, with `"report": "full"`."""
 
     index: int
-    text: str
+    text: str = Field(description="What the rewards read: the answer with its tool calls.")
     rewards: dict[str, float]
     weight: float
     chosen: bool
     finish_reason: FinishReason
+
+
+class DeadlineReport(BaseModel):
+    """What came of a deadline: which of the candidates wanted were there in time."""
+
+    ms: float
+    asked: int = Field(description="Candidates that would have been chosen among without it.")
+    used: int = Field(description="Candidates finished and scored when the choice was made.")
+    met: bool = Field(description="False when there was nothing to serve yet at the deadline.")
 
 
 class PaletteReport(BaseModel):
@@ -191,75 +129,8 @@ class PaletteReport(BaseModel):
     calibration: CalibrationReport
     timing_ms: TimingReport
     repair: dict[str, Any] | None = None
+    deadline: DeadlineReport | None = None
     candidates_detail: list[CandidateReport] | None = None
-
-
-class TopLogprobEntry(BaseModel):
-    """An alternative token."""
-
-    token: str
-    logprob: float
-    bytes: list[int] | None
-
-
-class LogprobEntry(TopLogprobEntry):
-    """A token of the answer."""
-
-    top_logprobs: list[TopLogprobEntry]
-
-
-class ChoiceLogprobs(BaseModel):
-    """OpenAI's log-probabilities of a choice."""
-
-    content: list[LogprobEntry]
-    refusal: None = None
-
-
-class AssistantMessage(BaseModel):
-    """The answer."""
-
-    role: Literal["assistant"] = "assistant"
-    content: str | None
-    refusal: str | None = None
-
-
-class Choice(BaseModel):
-    """One served answer."""
-
-    index: int
-    message: AssistantMessage
-    logprobs: ChoiceLogprobs | None = None
-    finish_reason: FinishReason | Literal["content_filter"]
-
-
-class CompletionTokensDetails(BaseModel):
-    """Where completion tokens went."""
-
-    rejected_prediction_tokens: int
-    accepted_prediction_tokens: int = 0
-    reasoning_tokens: int = 0
-    audio_tokens: int = 0
-
-
-class Usage(BaseModel):
-    """Tokens spent: `completion_tokens` counts every candidate's."""
-
-    prompt_tokens: int
-    completion_tokens: int
-    total_tokens: int
-    completion_tokens_details: CompletionTokensDetails
-
-
-class ChatCompletion(BaseModel):
-    """OpenAI's chat completion with one field added, `palette`."""
-
-    id: str
-    object: Literal["chat.completion"] = "chat.completion"
-    created: int
-    model: str
-    choices: list[Choice]
-    usage: Usage
-    palette: PaletteReport | None = None
 
 
 class SolveRequest(_Request):
@@ -271,5 +142,49 @@ class SolveRequest(_Request):
 class ScoreRequest(_Request):
     """Body of ``POST /v1/palette/score``."""
 
-    messages: list[ChatMessage] = Field(min_length=1)
-    answers: list[str] = Field(min_length=1, max_length=1024)
+    messages: Several[ChatMessage] = Field(min_length=1)
+    answers: Several[str] = Field(min_length=1, max_length=1024)
+
+
+class FrontierRequest(_Request):
+    """Body of ``POST /v1/palette/frontier``."""
+
+    values: tuple[str, str] = Field(description="The two values to trade for each other.")
+    palette: PaletteOptions = Field(
+        default_factory=PaletteOptions,
+        description="Targets and floors of the other values, `candidates` and `max_kl`.",
+    )
+    points: int = Field(default=11, ge=2, le=201)
+    senses: dict[Name, Literal["more", "less"]] = Field(
+        default_factory=dict, description='`{"words": "less"}` for a value that is wanted low.'
+    )
+
+
+class SpreadRequest(_Request):
+    """Body of ``POST /v1/palette/spread``."""
+
+    palettes: int = Field(default=6, ge=1, le=64, description="How many.")
+    values: Several[Name] | None = Field(
+        default=None, min_length=1, description="Values to raise or keep; all by default."
+    )
+    candidates: int | None = Field(default=None, ge=1)
+    max_kl: float | None = Field(
+        default=1.0, gt=0, description="KL of each palette, in nats; null for the limits."
+    )
+
+
+class PartyRequest(_Request):
+    """One party of a negotiation."""
+
+    name: str = Field(min_length=1, max_length=200)
+    targets: dict[Name, Any]
+    floors: dict[Name, float] = Field(default_factory=dict)
+    weight: float = Field(default=1.0, gt=0)
+
+
+class NegotiateRequest(_Request):
+    """Body of ``POST /v1/palette/negotiate``."""
+
+    parties: Several[PartyRequest] = Field(min_length=1, max_length=64)
+    candidates: int | None = Field(default=None, ge=1)
+    max_kl: float | None = Field(default=None, gt=0)

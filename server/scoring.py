@@ -1,15 +1,60 @@
-"""From a candidate to what the rewards see."""
+"""From a candidate to what the rewards see.
+
+Rewards read messages of role and content alone, by turns. Tool use is told in words: a call is a
+line ``name(arguments)``, its result a line ``name -> result``, both at the end of the user message
+before them. So the last user message holds the question with all that was found out about it, and
+templates that want user and assistant by turns get that. An answer that calls tools is its text and
+a line for each call. Thinking is no part of an answer: rewards do not see it.
+"""
 
 from __future__ import annotations
 
-from rewards import Sample
+from collections.abc import Sequence
+
+from rewards import Message, Sample
 from server.backends.base import Candidate, Prompt
 
 
 def sample_of(prompt: Prompt, candidate: Candidate) -> Sample:
-    """Return the candidate in its conversation, with the sampler's own log-probabilities."""
+    """Return the candidate in its conversation, with the sampler's own log-probabilities.
+
+    They are None, which rewards that read them refuse, when something was sampled without any: an
+    empty answer is likely, an unknown one is not.
+    """
+    is_unknown = not candidate.tokens and bool(candidate.text or candidate.tool_calls)
     return Sample(
-        messages=prompt.messages,
-        answer=candidate.text,
-        token_logprobs=tuple(token.logprob for token in candidate.tokens),
+        messages=plain(prompt.messages),
+        answer=answer_text(candidate),
+        token_logprobs=(None if is_unknown else tuple(token.logprob for token in candidate.tokens)),
     )
+
+
+def answer_text(candidate: Candidate) -> str:
+    """Return the answer as the rewards read it."""
+    calls = [f"{call.name}({call.arguments})" for call in candidate.tool_calls]
+    return "\n".join([*([candidate.text] if candidate.text or not calls else []), *calls])
+
+
+def plain(messages: Sequence[Message]) -> tuple[Message, ...]:
+    """Return the conversation in messages of role and content, tool use told in words."""
+    told: list[Message] = []
+    names: dict[str, str] = {}
+    for message in messages:
+        calls = message.get("tool_calls", [])
+        if message["role"] == "tool":
+            name = names.get(message.get("tool_call_id", ""), "tool")
+            lines = [f"{name} -> {message['content']}"]
+        elif calls:
+            lines = [message["content"]] if message["content"] else []
+            for call in calls:
+                function = call["function"]
+                names[call["id"]] = function["name"]
+                lines.append(f"{function['name']}({function['arguments']})")
+        else:
+            told.append(Message(role=message["role"], content=message["content"]))
+            continue
+        if not told or told[-1]["role"] != "user":
+            told.append(Message(role="user", content=""))
+        before = told[-1]["content"]
+        told[-1]["content"] = "\n".join([*([before] if before else []), *lines])
+    return tuple(told)

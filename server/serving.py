@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
-import signal
+import socket
 from types import FrameType
 
 import uvicorn
@@ -15,44 +15,74 @@ from server import terminal
 from server.app import running_app
 from server.backends.base import BackendError
 from server.calibration import CalibrationError
-from server.settings import Settings
+from server.draining import Drain
+from server.request_id import RequestIdFilter
+from server.routes.context import Context
+from server.settings import Settings, SettingsError
 from server.threads import share_cores
 from solver import PaletteError
 
 logger = logging.getLogger("palette")
 
 # What stops a start for a reason the operator can mend.
-START_ERRORS = (RewardError, BackendError, CalibrationError, PaletteError, OSError)
+START_ERRORS = (
+    SettingsError, RewardError, BackendError, CalibrationError, PaletteError, OSError,
+)  # fmt: skip
+
+# Loggers that say nothing of texts. Those of libraries are kept at warnings: at debug, an HTTP
+# client logs the whole conversation it sends upstream.
+_OURS = ("palette", "rewards", "server", "solver", "uvicorn")
+# For connections to close, once every answer is written.
+_CLOSING_S = 5
 
 
 class _Server(uvicorn.Server):
-    """Says where it listens and how to try it, once it does."""
+    """Says where it listens and how to try it; drains before it stops."""
 
-    def __init__(self, config: uvicorn.Config, model: str) -> None:
+    def __init__(self, config: uvicorn.Config, settings: Settings, drain: Drain) -> None:
         super().__init__(config)
-        self._model = model
+        self._settings = settings
+        self._drain = drain
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """Stop; at the second Ctrl-C without waiting for requests.
+        """Stop when the requests that run are answered; at the second signal, at once.
 
         uvicorn would raise the signal again once it has stopped: the process would end by it,
         before models are closed and with an exit code of a failure.
         """
-        if self.should_exit and sig == signal.SIGINT:
-            self.force_exit = True
+        self.force_exit = self.should_exit
         self.should_exit = True
+        self._drain.begin(self._settings.drain_timeout_s)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Drain, with the door still open: who knocks is told to come back, then shut down."""
+        self._drain.begin(self._settings.drain_timeout_s)
+        if self._drain.n_running:
+            logger.info(
+                "stopping: %d requests have %g s to finish; a second signal ends them now",
+                self._drain.n_running, self._settings.drain_timeout_s,
+            )  # fmt: skip
+        # A signal handler has no safe way to wake the loop.
+        while not (self._drain.is_done or self.force_exit):  # noqa: ASYNC110
+            await asyncio.sleep(0.05)
+        if self._drain.n_running:
+            logger.warning("stopping: %d requests are cut off", self._drain.n_running)
+            self._drain.cut()
+        await super().shutdown(sockets)
 
     async def startup(self, sockets: object = None) -> None:
         await super().startup(sockets)  # type: ignore[arg-type]
         if not self.started:
             return
         host, port = self.servers[0].sockets[0].getsockname()[:2]
-        url = f"http://{host}:{port}"
+        url, model = f"http://{host}:{port}", self._settings.served_model_name
+        is_locked = self._settings.api_keys or self._settings.api_key_file
+        key = ' -H "authorization: Bearer $API_KEY"' if is_locked else ""
         terminal.errors.print(
-            f"\nPalette serves [bold]{self._model}[/bold] at [bold]{url}[/bold]   "
+            f"\nPalette serves [bold]{model}[/bold] at [bold]{url}[/bold]   "
             f"(API: {url}/docs)\n\nTry:\n\n"
-            f"curl -s {url}/v1/chat/completions -H 'content-type: application/json' -d '"
-            f'{{"model": "{self._model}",\n'
+            f"curl -s {url}/v1/chat/completions{key} -H 'content-type: application/json' -d '"
+            f'{{"model": "{model}",\n'
             '  "messages": [{"role": "user", "content": "How do I keep my houseplants alive?"}],\n'
             '  "palette": {"targets": {"helpful": {"quantile": 0.7}, "humorous": {"gain": 0.5}}}}\''
             "\n",
@@ -62,24 +92,32 @@ class _Server(uvicorn.Server):
 
 def run_server(settings: Settings) -> int:
     """Serve until told to stop; return the exit code."""
-    logging.basicConfig(
-        level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s"
-    )
-    # Chatter of HTTP clients inside model loading is no news to an operator.
-    logging.getLogger("httpx").setLevel(logging.WARNING)
+    _configure_logging(settings.log_level.upper())
     share_cores(settings)
     terminal.errors.print(
         f"Palette: loading {settings.served_model_name} ...", markup=False, soft_wrap=True
     )
-    loop_factory = uvicorn.Config("").get_loop_factory()
+    loop_factory = uvicorn.Config("", log_config=None).get_loop_factory()
     try:
         with asyncio.Runner(loop_factory=loop_factory) as runner:
             return runner.run(_serve(settings))
     except START_ERRORS as error:
         terminal.errors.print(f"palette: {error}", style="red", markup=False, soft_wrap=True)
-        return 1
+        return 2 if isinstance(error, SettingsError) else 1  # exit codes, DESIGN.md 4.2
     except KeyboardInterrupt:
         return 0
+
+
+def _configure_logging(level: str) -> None:
+    handler = logging.StreamHandler()
+    handler.addFilter(RequestIdFilter())
+    logging.basicConfig(
+        handlers=[handler],
+        level=max(logging.WARNING, logging.getLevelNamesMapping()[level]),
+        format="%(asctime)s %(levelname)s %(name)s [%(request_id)s]: %(message)s",
+    )
+    for name in _OURS:
+        logging.getLogger(name).setLevel(level)
 
 
 async def _serve(settings: Settings) -> int:
@@ -94,11 +132,14 @@ async def _serve(settings: Settings) -> int:
                 host=settings.host,
                 port=settings.port,
                 log_level=settings.log_level,
-                access_log=settings.log_level == "debug",
-                timeout_graceful_shutdown=10,
+                access_log=False,  # server.access writes ours
+                log_config=None,  # uvicorn's lines go where ours go
+                timeout_graceful_shutdown=_CLOSING_S,
                 lifespan="off",
+                ws="none",
             )
-            server = _Server(config, settings.served_model_name)
+            context: Context = app.state.context
+            server = _Server(config, settings, context.drain)
             try:
                 await server.serve()
             except SystemExit:  # the port cannot be had; uvicorn has said so

@@ -5,16 +5,18 @@ Environment variables carry the prefix ``PALETTE_``; ``palette serve`` has an op
 
 from __future__ import annotations
 
+import json
 import os
+import re
 from pathlib import Path
-from typing import Any, Self
+from typing import Annotated, Any, Literal, Self
 
 import platformdirs
-from pydantic import Field, ValidationError, field_validator, model_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from server import embedded
-from server.backends.base import SamplingSettings
+from server.backends.base import Feature, SamplingSettings
 from server.schemas import PaletteOptions
 
 PREFIX = "PALETTE_"
@@ -24,10 +26,23 @@ class SettingsError(Exception):
     """Settings that contradict each other or do not exist; the message names the remedy."""
 
 
+def check_key(key: str) -> str:
+    """Return the key, or raise ValueError, which does not show it, when no client could send it."""
+    if not re.fullmatch(r"[\x21-\x7e]+", key):
+        msg = "an API key is one or more printable ASCII characters without spaces"
+        raise ValueError(msg)
+    return key
+
+
 class Settings(BaseSettings):
     """Per-process options. What varies from request to request is in the request instead."""
 
-    model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="forbid")
+    model_config = SettingsConfigDict(
+        env_prefix=PREFIX,
+        frozen=True,
+        extra="forbid",
+        hide_input_in_errors=True,  # there are keys among it
+    )
 
     # model
     model: str = Field(
@@ -53,6 +68,64 @@ class Settings(BaseSettings):
     )
     trust_remote_code: bool = Field(
         default=False, description="Run Python code that comes with the model. Off: it is code."
+    )
+
+    # a model served elsewhere
+    upstream_url: str | None = Field(
+        default=None,
+        description="Address of an OpenAI-compatible server, up to and with `/v1`, that has the "
+        "model; instead of `model`. Redirects are not followed.",
+    )
+    upstream_model: str | None = Field(
+        default=None, description="The model's name there; by default the only one it has."
+    )
+    upstream_api_key: SecretStr | None = Field(
+        default=None, description="Sent to `upstream_url` only, and never logged."
+    )
+    upstream_n: Literal["auto"] | Annotated[int, Field(ge=1, le=128)] = Field(
+        default="auto",
+        description="Candidates asked for in one request; auto takes all at once where the "
+        "upstream has `n`, and parallel requests where not. 1 costs it less for long answers.",
+    )
+    upstream_features: tuple[Feature, ...] | None = Field(
+        default=None,
+        description="What the upstream can do (top_k, min_p, penalties, logit_bias, json_schema, "
+        "tools, logprobs); by default what servers of its kind can.",
+    )
+    upstream_min_share: float = Field(
+        default=0.5,
+        gt=0,
+        le=1,
+        description="Share of its candidates with which a request is served though others failed; "
+        "the answer says so. 1 serves all or none.",
+    )
+    upstream_max_connections: int = Field(
+        default=256, ge=1, description="Requests to the upstream at once; others wait."
+    )
+    upstream_timeout_s: float = Field(
+        default=300.0,
+        gt=0,
+        description="Seconds of one request to the upstream, to its last byte; keep it below "
+        "`request_timeout_s`. What took too long is not tried again.",
+    )
+    upstream_connect_timeout_s: float = Field(
+        default=5.0, gt=0, description="Seconds to connect to the upstream."
+    )
+    upstream_max_retries: int = Field(
+        default=2,
+        ge=0,
+        le=10,
+        description="Further attempts after 429, 5xx or a broken connection, with growing pauses "
+        "and the upstream's own Retry-After.",
+    )
+    upstream_headers: dict[str, SecretStr] = Field(
+        default_factory=dict, description="Headers (JSON) sent with every request to the upstream."
+    )
+    upstream_body: dict[str, Any] = Field(
+        default_factory=dict,
+        description="Fields (JSON) added to every request to the upstream, such as "
+        '`{"chat_template_kwargs": {"enable_thinking": false}}`; for another Palette, '
+        '`{"palette": null}`.',
     )
 
     # values and calibration
@@ -108,6 +181,26 @@ class Settings(BaseSettings):
     max_batch_tokens: int | None = Field(
         default=None, ge=64, description="Padded tokens per reward batch; by default the device's."
     )
+    request_timeout_s: float = Field(
+        default=600.0,
+        gt=0,
+        description="Seconds a request may take as a whole; then it is cancelled with 504.",
+    )
+
+    # who may come in
+    api_keys: Annotated[tuple[SecretStr, ...], NoDecode] = Field(
+        default=(),
+        description="Keys, separated by commas, one of which clients must send as `Authorization: "
+        "Bearer`; without any, nobody is asked for one.",
+    )
+    api_key_file: Path | None = Field(
+        default=None,
+        description="File with more keys, one a line, `#` for comments; read at the start.",
+    )
+    insecure: bool = Field(
+        default=False,
+        description="Listen on an address that other machines can reach without any API key.",
+    )
 
     # process
     host: str = Field(
@@ -123,11 +216,38 @@ class Settings(BaseSettings):
     keepalive_s: float = Field(
         default=5.0, gt=0, description="Seconds between comments that keep a stream open."
     )
+    drain_timeout_s: float = Field(
+        default=30.0,
+        ge=0,
+        description="Seconds that running requests get to finish when the server is told to stop.",
+    )
     log_level: str = Field(
         default="info",
         pattern="^(critical|error|warning|info|debug)$",
         description="Logs never hold prompts or answers.",
     )
+
+    @field_validator("api_keys", mode="before")
+    @classmethod
+    def _split_keys(cls, keys: Any) -> Any:
+        """Return the keys of a text with commas between them, or of a JSON list."""
+        if isinstance(keys, str):
+            if keys.lstrip().startswith("["):
+                try:
+                    keys = json.loads(keys)
+                except ValueError:
+                    raise ValueError("no JSON list of keys") from None
+            else:
+                keys = [key.strip() for key in keys.split(",")]
+        return keys
+
+    @field_validator("api_keys")
+    @classmethod
+    def _check_keys(cls, keys: tuple[SecretStr, ...]) -> tuple[SecretStr, ...]:
+        """Refuse keys that no client can send; an empty variable is one, not an open door."""
+        for key in keys:
+            check_key(key.get_secret_value())
+        return keys
 
     @field_validator("default_palette")
     @classmethod
@@ -165,6 +285,8 @@ class Settings(BaseSettings):
         """Name clients use for the model."""
         if self.model_name:
             return self.model_name
+        if self.upstream_url is not None:
+            return self.upstream_model or self.upstream_url
         if self.model == str(embedded.CHAT_MODEL):
             return embedded.CHAT_MODEL_NAME
         # Made absolute: "." has no name of its own.

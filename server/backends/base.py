@@ -14,7 +14,16 @@ from typing import Literal
 from rewards import Message
 
 FinishReason = Literal["stop", "length", "tool_calls"]
-Feature = Literal["top_k", "min_p", "penalties", "logit_bias", "json_schema", "tools", "logprobs"]
+Feature = Literal[
+    "top_k",
+    "min_p",
+    "penalties",
+    "logit_bias",
+    "json_schema",
+    "tools",
+    "logprobs",
+    "raw_prompts",
+]
 
 
 class BackendError(Exception):
@@ -35,6 +44,27 @@ class ContextLengthError(BackendError):
 
 class BackendUnavailableError(BackendError):
     """The backend is not running (not started, closed, or failed); the request may be retried."""
+
+
+class UpstreamError(BackendError):
+    """The server behind this one failed or refuses us; the message names what to set right."""
+
+
+class UpstreamTimeoutError(UpstreamError):
+    """The server behind this one did not answer in time."""
+
+
+class UpstreamBusyError(BackendUnavailableError):
+    """The server behind this one takes no more requests for now.
+
+    Attributes
+    ----------
+    retry_after_s : int
+    """
+
+    def __init__(self, message: str, retry_after_s: int) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +115,8 @@ class Tools:
     Attributes
     ----------
     definitions : tuple of str
-        OpenAI's tool objects, as JSON text.
+        OpenAI's tool objects, as JSON text. A backend that cannot hold calls to a definition with
+        ``"strict": true`` refuses it in `Backend.render`.
     choice : str
         "auto", "none", "required", or the name of the function to call.
     is_parallel : bool
@@ -107,19 +138,23 @@ class ToolCall:
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """A conversation rendered by the model's chat template.
+    """A conversation rendered by the model's chat template, or a text to be continued.
 
     Attributes
     ----------
     messages : tuple of Message
+        Of a text to be continued: one user message that holds it.
     token_ids : tuple of int
         What the model reads, generation prompt included; empty where only the upstream knows.
     tools : Tools, optional
+    is_raw : bool
+        Whether the model reads the text as it is, without a chat template.
     """
 
     messages: tuple[Message, ...]
     token_ids: tuple[int, ...]
     tools: Tools | None = None
+    is_raw: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,6 +215,8 @@ class Backend(ABC):
         made with another fingerprint does not cover this backend.
     max_context : int
         Tokens that prompt and answer may have together; known after `start`.
+    n_vocab : int or None
+        Token ids are below this; known after `start`, None where only the upstream knows.
     features : frozenset of str
         What it can do beyond temperature, top-p, max_tokens and stop. Routes refuse a request that
         needs more, so that nothing is ever ignored.
@@ -188,6 +225,7 @@ class Backend(ABC):
     model_id: str
     fingerprint: str
     max_context: int
+    n_vocab: int | None = None
     features: frozenset[Feature] = frozenset()
 
     @abstractmethod
@@ -216,6 +254,21 @@ class Backend(ABC):
             When the prompt alone leaves no room for an answer.
         """
 
+    async def read(self, text: str | Sequence[int]) -> Prompt:
+        """Return a text, or its token ids, as a prompt to be continued without a chat template.
+
+        Backends with the feature ``raw_prompts`` have it. Neither calls nor thinking are parsed out
+        of what follows such a prompt.
+
+        Raises
+        ------
+        PromptError
+            When there is nothing to continue.
+        ContextLengthError
+            As `render`.
+        """
+        raise PromptError("this backend reads conversations only; use /v1/chat/completions")
+
     @abstractmethod
     def generate(
         self,
@@ -231,6 +284,9 @@ class Backend(ABC):
         Candidate ``i`` depends on the prompt, the sampling settings and ``(seed, i)`` alone, not
         on what else is in flight. Closing the iterator frees what the request holds.
 
+        A backend in front of another server may yield fewer, when some failed there for good and
+        enough others came; without an error, so that those can be served.
+
         Parameters
         ----------
         prompt : Prompt
@@ -245,7 +301,7 @@ class Backend(ABC):
 
         Raises
         ------
-        BackendUnavailableError
+        BackendUnavailableError, UpstreamError
         """
 
     @abstractmethod

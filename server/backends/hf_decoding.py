@@ -27,7 +27,7 @@ from server.backends.base import (
     SamplingSettings,
     TokenLogprob,
 )
-from server.backends.hf_sampling import UniformStreams, sample
+from server.backends.hf_sampling import Adjustment, UniformStreams, sample
 from server.backends.hf_text import Detokenizer, StopFinder
 
 
@@ -88,6 +88,7 @@ class Batch:
         With `max_tokens` already cut to the context.
     seed : int
     top_logprobs : int
+    prompt_ids : sequence of int
     """
 
     def __init__(
@@ -100,6 +101,7 @@ class Batch:
         sampling: SamplingSettings,
         seed: int,
         top_logprobs: int,
+        prompt_ids: Sequence[int],
     ) -> None:
         device = prefix.logits.device
         self._model = model
@@ -114,6 +116,11 @@ class Batch:
         self._uniforms = (
             UniformStreams(seed, indices, sampling.max_tokens, device)
             if sampling.temperature > 0
+            else None
+        )
+        self._adjustment = (
+            Adjustment(sampling, prompt_ids, len(indices), prefix.logits.shape[-1], device)
+            if Adjustment.is_needed(sampling)
             else None
         )
         stop = tuple(text for text in sampling.stop if text)
@@ -144,7 +151,9 @@ class Batch:
             logits = output.logits[:, -1].float()
         self._logits = None
         uniforms = None if self._uniforms is None else self._uniforms.draw()
-        tokens, log_partition = sample(logits, uniforms, self._sampling)
+        tokens, log_partition = sample(logits, uniforms, self._sampling, self._adjustment)
+        if self._adjustment is not None:
+            self._adjustment.count(tokens)
         logprobs = (logits.gather(-1, tokens.unsqueeze(-1)) - log_partition).squeeze(-1).tolist()
         # NaN anywhere in a row's logits makes its log-partition, and so this sum, NaN.
         if sum(logprobs) != sum(logprobs):
@@ -213,6 +222,8 @@ class Batch:
         self._cache.reorder_cache(index)
         if self._uniforms is not None:
             self._uniforms.keep(kept)
+        if self._adjustment is not None:
+            self._adjustment.keep(index)
 
 
 def copy_prefix(prefix: Prefix) -> Prefix:

@@ -54,6 +54,8 @@ class LoadedModel:
     eos_ids : frozenset of int
         Every token that ends an answer.
     max_context : int
+    n_vocab : int
+        Token ids that the model both reads and writes are below this.
     fingerprint : str
         Hex; see `fingerprint_of`.
     """
@@ -64,6 +66,7 @@ class LoadedModel:
     device: torch.device
     eos_ids: frozenset[int]
     max_context: int
+    n_vocab: int
     fingerprint: str
 
 
@@ -118,6 +121,11 @@ def load_model(
         device=target,
         eos_ids=_eos_ids(name, model, tokenizer),
         max_context=_max_context(name, config, tokenizer, max_context),
+        n_vocab=min(
+            layer.weight.shape[0]
+            for layer in (model.get_input_embeddings(), model.get_output_embeddings())
+            if layer is not None
+        ),
         fingerprint=fingerprint_of(name, folder, commit),
     )
 

@@ -61,7 +61,7 @@ class HfLocalBackend(Backend):
         Answers in progress at most; what more is asked for waits.
     """
 
-    features = frozenset({"top_k", "logprobs"})
+    features = frozenset({"top_k", "min_p", "penalties", "logit_bias", "logprobs", "raw_prompts"})
 
     def __init__(
         self,
@@ -116,6 +116,7 @@ class HfLocalBackend(Backend):
         self._tokenizer = outcome.tokenizer
         self.fingerprint = outcome.fingerprint
         self.max_context = outcome.max_context
+        self.n_vocab = outcome.n_vocab
 
     @override
     async def close(self) -> None:
@@ -136,8 +137,22 @@ class HfLocalBackend(Backend):
         else:
             ids = await asyncio.to_thread(self._token_ids, messages)
         if len(ids) >= self.max_context:
-            raise self._too_long(len(ids))
+            raise self._too_long(len(ids), "messages")
         return Prompt(tuple(messages), tuple(ids))
+
+    @override
+    async def read(self, text: str | Sequence[int]) -> Prompt:
+        if self._tokenizer is None:
+            raise BackendUnavailableError("the model is not running; retry later")
+        if len(text) <= _RENDER_INLINE_CHARACTERS:
+            ids, words = self._raw(text)
+        else:
+            ids, words = await asyncio.to_thread(self._raw, text)
+        if not ids:
+            raise PromptError("there is no token to continue; give a text that is not empty")
+        if len(ids) >= self.max_context:
+            raise self._too_long(len(ids), "prompt")
+        return Prompt((Message(role="user", content=words),), tuple(ids), is_raw=True)
 
     @override
     async def generate(
@@ -154,7 +169,7 @@ class HfLocalBackend(Backend):
             raise BackendUnavailableError("the model is not running; retry later")
         room = self.max_context - len(prompt.token_ids)
         if room < 1:
-            raise self._too_long(len(prompt.token_ids))
+            raise self._too_long(len(prompt.token_ids), "prompt" if prompt.is_raw else "messages")
         if n_candidates < 1 or sampling.max_tokens < 1 or not prompt.token_ids:
             raise ValueError("n_candidates, max_tokens and the prompt's length must be at least 1")
         loop = asyncio.get_running_loop()
@@ -207,10 +222,20 @@ class HfLocalBackend(Backend):
         ids = self._tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
         return [int(token) for token in ids]
 
-    def _too_long(self, n_tokens: int) -> ContextLengthError:
+    def _raw(self, text: str | Sequence[int]) -> tuple[list[int], str]:
+        """Return a raw prompt as the model reads it, with its start token if it has one, and text.
+
+        Ids are taken as they are.
+        """
+        if not isinstance(text, str):
+            return list(text), str(self._tokenizer.decode(list(text), skip_special_tokens=True))
+        ids = self._tokenizer(text, verbose=False)["input_ids"] if text else []
+        return [int(token) for token in ids], text
+
+    def _too_long(self, n_tokens: int, what: str) -> ContextLengthError:
         return ContextLengthError(
             f"This model's maximum context length is {self.max_context} tokens. However, your "
-            f"messages resulted in {n_tokens} tokens. Please reduce the length of the messages."
+            f"{what} resulted in {n_tokens} tokens. Please reduce the length of the {what}."
         )
 
 

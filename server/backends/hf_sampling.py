@@ -1,4 +1,4 @@
-"""Logits to tokens: temperature, top-k, top-p, and an inverse-CDF draw from keyed uniforms."""
+"""Logits to tokens: temperature, min-p, top-k, top-p, an inverse-CDF draw from keyed uniforms."""
 
 from __future__ import annotations
 
@@ -63,8 +63,78 @@ class UniformStreams:
             self._uniforms = self._uniforms[list(rows)]
 
 
+class Adjustment:
+    """Biases and penalties of one request, and the tokens that its answers have so far.
+
+    Parameters
+    ----------
+    sampling : SamplingSettings
+    prompt_ids : sequence of int
+    n_rows, n_vocab : int
+    device : torch.device
+
+    Notes
+    -----
+    vLLM's definitions, in its order: biases are added; the repetition penalty divides positive and
+    multiplies negative logits of tokens in prompt and answer; the other two are subtracted for
+    tokens in the answer, once an occurrence (frequency) and once (presence).
+    """
+
+    def __init__(
+        self,
+        sampling: SamplingSettings,
+        prompt_ids: Sequence[int],
+        n_rows: int,
+        n_vocab: int,
+        device: torch.device,
+    ) -> None:
+        self._frequency = sampling.frequency_penalty
+        self._presence = sampling.presence_penalty
+        self._repetition = sampling.repetition_penalty
+        self._bias = torch.zeros(n_vocab, device=device)
+        for token, bias in sampling.logit_bias:
+            self._bias[token] = bias
+        self._is_in_prompt = torch.zeros(n_vocab, dtype=torch.bool, device=device)
+        self._is_in_prompt[torch.tensor(list(prompt_ids), dtype=torch.long, device=device)] = True
+        self._counts = torch.zeros(n_rows, n_vocab, device=device)
+
+    @staticmethod
+    def is_needed(sampling: SamplingSettings) -> bool:
+        """Return whether the settings change any logit."""
+        return bool(
+            sampling.logit_bias
+            or sampling.frequency_penalty
+            or sampling.presence_penalty
+            or sampling.repetition_penalty != 1.0
+        )
+
+    def __call__(self, logits: torch.Tensor) -> torch.Tensor:
+        """Return the logits to draw from, shape (n_rows, n_vocab)."""
+        logits = logits + self._bias
+        is_seen = self._counts > 0
+        if self._repetition != 1.0:
+            penalised = torch.where(
+                logits > 0, logits / self._repetition, logits * self._repetition
+            )
+            logits = torch.where(is_seen | self._is_in_prompt, penalised, logits)
+        return logits - self._frequency * self._counts - self._presence * is_seen
+
+    def count(self, tokens: torch.Tensor) -> None:
+        """Take in the token that each row got, shape (n_rows,)."""
+        self._counts.scatter_add_(
+            -1, tokens.unsqueeze(-1), torch.ones_like(tokens.unsqueeze(-1), dtype=torch.float32)
+        )
+
+    def keep(self, index: torch.Tensor) -> None:
+        """Go on with these rows only."""
+        self._counts = self._counts[index]
+
+
 def sample(
-    logits: torch.Tensor, uniforms: torch.Tensor | None, sampling: SamplingSettings
+    logits: torch.Tensor,
+    uniforms: torch.Tensor | None,
+    sampling: SamplingSettings,
+    adjustment: Adjustment | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return one token for each row, and the log-partition of its logits.
 
@@ -74,8 +144,9 @@ def sample(
     uniforms : tensor, shape (n_rows, 1), float64, or None
         Needed unless the temperature is 0.
     sampling : SamplingSettings
-        Temperature first, then top-k, then top-p on what top-k left: the order of transformers
-        and vLLM.
+        Temperature first, then min-p, then top-k, then top-p on what these left: vLLM's order.
+    adjustment : Adjustment, optional
+        Of the logits, before all that.
 
     Returns
     -------
@@ -86,6 +157,10 @@ def sample(
     largest = logits.amax(dim=-1, keepdim=True)
     weights = (logits - largest).exp_()
     log_partition = weights.sum(dim=-1, keepdim=True).log_().add_(largest)
+    if adjustment is not None:
+        logits = adjustment(logits)
+        largest = logits.amax(dim=-1, keepdim=True)
+        weights = (logits - largest).exp_()
     if sampling.temperature == 0.0 or uniforms is None:
         return logits.argmax(dim=-1), log_partition
     ids = None
@@ -94,6 +169,9 @@ def sample(
         weights = ((likeliest - largest) / sampling.temperature).exp_()
     elif sampling.temperature != 1.0:
         weights = ((logits - largest) / sampling.temperature).exp_()
+    if sampling.min_p > 0.0:
+        # The likeliest token has weight 1.
+        weights = weights.masked_fill(weights < sampling.min_p, 0.0)
     if sampling.top_p < 1.0:
         limit = sampling.top_p * weights.sum(dim=-1, keepdim=True, dtype=torch.float64)
         if ids is None:

@@ -259,6 +259,7 @@ class Worker:
             job.sampling,
             job.seed,
             job.top_logprobs,
+            job.prompt.token_ids,
         )
 
     def _fail(self, job: Job, error: Exception) -> None:

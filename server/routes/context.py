@@ -10,7 +10,9 @@ from typing import Annotated, Any, TypeVar
 from fastapi import Depends, Request
 
 from server.alignment import Aligner
+from server.draining import Drain
 from server.errors import ClientLeftError
+from server.metrics import Metrics
 from server.settings import Settings
 
 T = TypeVar("T")
@@ -42,6 +44,8 @@ class Context:
     settings: Settings
     aligner: Aligner
     created: int
+    metrics: Metrics
+    drain: Drain = field(default_factory=Drain)
     calibrating: CalibrationProgress = field(default_factory=CalibrationProgress)
 
 

@@ -26,7 +26,7 @@ async def health() -> dict[str, str]:
 @router.get("/ready")
 async def ready(context: InContext) -> JSONResponse:
     """Return 200 when requests can be served, 503 with the reason when they cannot."""
-    aligner = context.aligner
+    aligner, drain = context.aligner, context.drain
     backend, rewards = aligner.backend.health(), aligner.rewards.health()
     is_ready = backend["state"] == "ok" and all(
         scorer["state"] == "ok" for scorer in rewards.values()
@@ -34,15 +34,16 @@ async def ready(context: InContext) -> JSONResponse:
     calibration: dict[str, Any] = {"id": None, "background": asdict(context.calibrating)}
     if aligner.calibration is not None:
         calibration["id"] = aligner.calibration.id
+    status = "draining" if drain.is_draining else "ready" if is_ready else "not ready"
     body = {
-        "status": "ready" if is_ready else "not ready",
+        "status": status,
         "backend": backend,
         "rewards": rewards,
         "calibration": calibration,
         "running": aligner.admission.n_running,
         "waiting": aligner.admission.n_waiting,
     }
-    return JSONResponse(body, 200 if is_ready else 503)
+    return JSONResponse(body, 200 if status == "ready" else 503)
 
 
 @router.get("/version")

@@ -6,8 +6,8 @@ from typing import Any
 
 from fastapi import APIRouter
 
-from server.routes.chat import check_model
 from server.routes.context import Context, InContext
+from server.routes.parsing import check_model
 
 router = APIRouter(tags=["OpenAI"])
 

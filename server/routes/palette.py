@@ -8,11 +8,12 @@ from typing import Any
 import numpy as np
 from fastapi import APIRouter, Request
 
-from rewards import Message, Sample
+from rewards import Sample
 from server.calibration import CalibrationMissingError
 from server.routes.context import InContext, until_client_leaves
 from server.schemas import ScoreRequest, SolveRequest
-from solver import PaletteError, min_candidates
+from server.scoring import plain
+from solver import PaletteError, Status, min_candidates, prices
 
 router = APIRouter(prefix="/v1/palette", tags=["palette"])
 
@@ -66,8 +67,25 @@ async def solve_palette(body: SolveRequest, request: Request, context: InContext
     smallest = await until_client_leaves(
         request, asyncio.to_thread(min_candidates, promise.palette, calibration.pilot)
     )
+    solution = promise.solution
+    found = None
+    if solution.status is Status.OPTIMAL:
+        costs = await until_client_leaves(
+            request,
+            asyncio.to_thread(
+                prices,
+                promise.palette,
+                calibration.pilot,
+                promise.n_candidates,
+                solution=solution,
+                max_kl=options.max_kl,
+            ),
+        )
+        found = costs.to_dict()
+        del found["solution"]
     return {
-        **promise.solution.to_dict(),
+        **solution.to_dict(),
+        "prices": found,
         "status": promise.status if promise.repair else promise.solution.status.value,
         "repaired": promise.repair,
         "min_candidates": smallest,
@@ -83,10 +101,7 @@ async def score_answers(body: ScoreRequest, request: Request, context: InContext
     Values that need the sampler's own log-probabilities are left out and named in ``skipped``.
     """
     suite = context.aligner.rewards
-    messages = tuple(
-        Message(role="system" if one.role == "developer" else one.role, content=one.text())
-        for one in body.messages
-    )
+    messages = plain([one.message() for one in body.messages])
     samples = [Sample(messages=messages, answer=answer) for answer in body.answers]
     names = suite.text_only_names
     rewards = await until_client_leaves(request, suite.score(samples, names))

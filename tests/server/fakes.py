@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 
@@ -14,12 +17,18 @@ from server.backends.base import (
     BackendUnavailableError,
     Candidate,
     ContextLengthError,
+    Feature,
     Prompt,
+    PromptError,
     SamplingSettings,
     TokenLogprob,
+    ToolCall,
 )
 
 WORDS = ("the", "a", "small", "green", "house", "stands", "near", "an", "old", "river", "rain")
+
+EVERYTHING = frozenset(get_args(Feature))
+THOUGHT = "Rain makes the river rise."
 
 LEXICAL_REWARDS = """\
 version: 1
@@ -41,11 +50,33 @@ class FakeBackend(Backend):
     ----------
     hold : bool
         Wait for `release` before the last candidate, so that tests need not sleep.
+    features : frozenset of str
+        With ``tools``, every second answer (every one where it must) calls the first tool; with
+        ``json_schema``, answers to such a request are JSON.
+    thinks : bool
+        Every candidate comes with a thought.
+
+    Attributes
+    ----------
+    permits : asyncio.Semaphore or None
+        As many candidates as it has permits come; the others wait for more.
+    asked : list of (Prompt, SamplingSettings, int)
+        What was generated for, with the seed.
     """
 
-    features = frozenset({"top_k", "logprobs"})
-
-    def __init__(self, *, hold: bool = False, max_context: int = 512) -> None:
+    def __init__(
+        self,
+        *,
+        hold: bool = False,
+        max_context: int = 512,
+        features: frozenset[Feature] = frozenset({"top_k", "logprobs"}),
+        thinks: bool = False,
+    ) -> None:
+        self.features = features
+        self.thinks = thinks
+        self.permits: asyncio.Semaphore | None = None
+        self.asked: list[tuple[Prompt, SamplingSettings, int]] = []
+        self.n_vocab = 1000
         self.model_id = "fake"
         self.fingerprint = "f" * 64
         self.max_context = max_context
@@ -67,7 +98,14 @@ class FakeBackend(Backend):
         tokens = tuple(range(sum(len(message["content"].split()) for message in messages)))
         if len(tokens) >= self.max_context:
             raise ContextLengthError(f"maximum context length is {self.max_context} tokens")
-        return Prompt(tuple(messages), tokens)
+        return Prompt(tuple(messages), tokens, tools)
+
+    async def read(self, text) -> Prompt:
+        words = text if isinstance(text, str) else " ".join(f"w{token}" for token in text)
+        if not words:
+            raise PromptError("there is no token to continue; give a text that is not empty")
+        rendered = await self.render([{"role": "user", "content": words}])
+        return Prompt(rendered.messages, rendered.token_ids, is_raw=True)
 
     async def generate(
         self,
@@ -81,17 +119,37 @@ class FakeBackend(Backend):
         if not self.is_up:
             raise BackendUnavailableError("the fake backend is not running")
         self.n_started += 1
+        self.asked.append((prompt, sampling, seed))
         is_whole = False
         try:
             for index in reversed(range(n_candidates)):  # not in order, as real ones
                 if index == 0:
                     await self.released.wait()
+                if self.permits is not None:
+                    await self.permits.acquire()
                 if self.failure is not None:
                     raise self.failure
-                yield _candidate(seed, index, sampling.max_tokens, top_logprobs)
+                drawn = _candidate(seed, index, sampling.max_tokens, top_logprobs)
+                yield self._shaped(drawn, prompt, sampling)
             is_whole = True
         finally:
             self.n_cancelled += not is_whole
+
+    def _shaped(self, drawn: Candidate, prompt: Prompt, sampling: SamplingSettings) -> Candidate:
+        """Return the words as what the request wants: JSON, a call, a thought before them."""
+        if self.thinks:
+            drawn = replace(drawn, reasoning=THOUGHT)
+        if sampling.json_schema is not None:
+            return replace(drawn, text=json.dumps({"words": drawn.text}))
+        tools = prompt.tools
+        if tools is None or tools.choice == "none" or (tools.choice == "auto" and drawn.index % 2):
+            return drawn
+        name = json.loads(tools.definitions[0])["function"]["name"]
+        if tools.choice not in ("auto", "required"):
+            name = tools.choice
+        words = drawn.text.split()[: 2 if tools.is_parallel else 1]
+        calls = tuple(ToolCall(name, json.dumps({"word": word})) for word in words)
+        return replace(drawn, text="", tool_calls=calls, finish_reason="tool_calls")
 
     def health(self) -> dict[str, object]:
         return {"state": "ok" if self.is_up else "stopped"}

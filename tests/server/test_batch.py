@@ -254,7 +254,7 @@ def test_no_file_has_no_answers(tmp_path):
 
 async def test_refused_prompts_are_recorded(tmp_path, settings):
     class Picky(FakeBackend):
-        async def render(self, messages):
+        async def render(self, messages, tools=None):
             if messages[0]["content"] == "Question 3":
                 raise PromptError("the template says no")
             return await super().render(messages)

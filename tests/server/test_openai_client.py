@@ -124,3 +124,50 @@ def test_mistakes_raise_the_right_class(client, fields, kind):
 def test_unknown_model(client):
     with pytest.raises(openai.NotFoundError, match=MODEL):
         client.chat.completions.create(model="gpt-9", messages=QUESTION)
+
+
+def test_penalties_and_biases(client):
+    one = create(client, seed=5, max_tokens=6, logit_bias={"300": 100}, logprobs=True).choices[0]
+    assert len({token.token for token in one.logprobs.content}) == 1
+    palette = {"targets": {"positive": {"gain": 0.2}}}
+    answer = client.chat.completions.create(
+        model=MODEL,
+        messages=QUESTION,
+        presence_penalty=0.5,
+        frequency_penalty=0.5,
+        extra_body={"palette": palette, "min_p": 0.05, "repetition_penalty": 1.1},
+    )
+    assert answer.choices[0].message.content
+
+
+def test_messages_of_many_kinds(client):
+    answer = client.chat.completions.create(
+        model=MODEL,
+        messages=[
+            {"role": "developer", "content": "Be kind."},
+            {"role": "user", "content": [{"type": "text", "text": "Hello!"}], "name": "ann"},
+            {"role": "assistant", "content": [{"type": "refusal", "refusal": "I cannot."}]},
+            *QUESTION,
+        ],
+    )
+    assert answer.choices[0].message.content
+
+
+def test_a_deadline(client):
+    answer = create(client, {"targets": {"positive": {"gain": 0.2}}, "deadline_ms": 60_000})
+    deadline = answer.model_extra["palette"]["deadline"]
+    assert (deadline["asked"], deadline["used"], deadline["met"]) == (16, 16, True)
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"tools": [{"type": "function", "function": {"name": "find"}}]}, "tools"),
+        ({"response_format": {"type": "json_object"}}, "response_format"),
+        ({"logit_bias": {"10000000": 1}}, "logit_bias"),
+    ],
+)
+def test_what_this_backend_cannot_do_is_refused(client, fields, param):
+    with pytest.raises(openai.BadRequestError) as caught:
+        create(client, **fields)
+    assert caught.value.param == param

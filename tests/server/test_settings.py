@@ -23,6 +23,8 @@ def test_defaults_are_safe():
     settings = load_settings()
     assert settings.host == "127.0.0.1"
     assert not settings.trust_remote_code
+    assert not settings.insecure
+    assert settings.api_keys == ()
     assert settings.default_palette is None
     assert settings.calibrate_at_start
     assert settings.candidates <= settings.max_candidates <= settings.max_rows
@@ -54,6 +56,10 @@ def test_arguments_come_before_the_environment(monkeypatch):
         ("STATE_DIR", "/var/lib/palette", Path("/var/lib/palette")),
         ("CALIBRATION", "/a/b.npz", Path("/a/b.npz")),
         ("LOG_LEVEL", "debug", "debug"),
+        ("API_KEY_FILE", "/run/secrets/keys", Path("/run/secrets/keys")),
+        ("INSECURE", "true", True),
+        ("REQUEST_TIMEOUT_S", "2.5", 2.5),
+        ("DRAIN_TIMEOUT_S", "0", 0),
         ("DEFAULT_PALETTE", '{"targets": {"words": "keep"}}', {"targets": {"words": "keep"}}),
     ],
 )
@@ -91,7 +97,9 @@ def test_variables_in_lower_case_count_too(monkeypatch, name):
         ("max_candidates", 1025), ("max_context", 15), ("calibration_candidates", 1),
         ("calibration_candidates", 1025), ("max_rows", 0), ("max_running", 0),
         ("max_queue", -1), ("max_body_bytes", 1023), ("max_batch_tokens", 63),
-        ("torch_threads", 0), ("keepalive_s", 0), ("log_level", "loud"), ("log_level", "DEBUG "),
+        ("torch_threads", 0), ("keepalive_s", 0), ("request_timeout_s", 0),
+        ("request_timeout_s", "nan"), ("drain_timeout_s", -1), ("api_keys", "a b"),
+        ("insecure", "perhaps"), ("log_level", "loud"), ("log_level", "DEBUG "),
         ("default_palette", "{"), ("default_palette", "[]"), ("trust_remote_code", "perhaps"),
     ],
 )  # fmt: skip

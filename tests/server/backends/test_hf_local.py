@@ -570,3 +570,69 @@ async def test_arguments_without_sense(backend, llama_folder):
         await anext(backend.generate(prompt, 1, SamplingSettings(max_tokens=0), 0))
     with pytest.raises(ValueError, match="max_rows"):
         HfLocalBackend(str(llama_folder), max_rows=0)
+
+
+# Raw prompts, biases and penalties
+
+
+async def test_a_raw_prompt_is_read_without_the_template(backend):
+    prompt = await backend.read("The quick brown fox")
+    tokenizer = backend._tokenizer
+    assert prompt.is_raw
+    assert tokenizer.decode(list(prompt.token_ids)) == "The quick brown fox"
+    assert prompt.messages == ({"role": "user", "content": "The quick brown fox"},)
+    again = await backend.read(prompt.token_ids)
+    assert again == prompt
+    candidates = [
+        one async for one in backend.generate(prompt, 2, SamplingSettings(max_tokens=4), 0)
+    ]
+    assert len(candidates) == 2
+
+
+@pytest.mark.parametrize("text", ["", []])
+async def test_nothing_to_continue(backend, text):
+    with pytest.raises(PromptError, match="not empty"):
+        await backend.read(text)
+
+
+async def test_a_raw_prompt_that_is_too_long(backend):
+    with pytest.raises(ContextLengthError, match="your prompt resulted in"):
+        await backend.read("fox " * 5000)
+
+
+async def test_a_biased_token_is_all_there_is(backend, show_ids):
+    candidates = await collect(backend, n=3, max_tokens=5, logit_bias=((300, 100.0),))
+    assert [ids_of(one) for one in candidates] == [[300] * 5] * 3
+
+
+async def test_a_presence_penalty_outweighs_a_bias_after_one_token(backend, show_ids):
+    """Ten tokens of equal, great bias: each comes once before any comes twice."""
+    bias = tuple((token, 100.0) for token in range(300, 310))
+    drawn = await collect(
+        backend,
+        n=4,
+        max_tokens=10,
+        logit_bias=bias,
+        frequency_penalty=2.0,
+        repetition_penalty=100.0,
+    )
+    # Repetition divides a logit of about 100 by 100: what was drawn is not drawn again.
+    assert all(sorted(ids_of(one)) == list(range(300, 310)) for one in drawn)
+
+
+async def test_penalties_follow_their_rows(llama_folder, backend, show_ids):
+    """A candidate is the same alone and among others that end before it."""
+    settings = {"frequency_penalty": 1.0, "presence_penalty": 0.5, "logit_bias": ((0, 4.0),)}
+    together = await collect(backend, n=8, max_tokens=30, **settings)
+    assert len({len(one.tokens) for one in together}) > 3
+    one_by_one = HfLocalBackend(str(llama_folder), device="cpu", max_rows=1)
+    await one_by_one.start()
+    alone = await collect(one_by_one, n=8, max_tokens=30, **settings)
+    await one_by_one.close()
+    assert [one.text for one in alone] == [one.text for one in together]
+    free = await collect(backend, n=8, max_tokens=30, logit_bias=((0, 4.0),))
+    assert [one.text for one in free] != [one.text for one in together]
+
+
+async def test_token_ids_have_a_bound(backend):
+    assert backend.n_vocab == len(backend._tokenizer)

@@ -7,17 +7,18 @@ from numpy.testing import assert_allclose, assert_array_equal
 from scipy.stats import chisquare
 
 from server.backends.base import SamplingSettings
-from server.backends.hf_sampling import UniformStreams, sample
+from server.backends.hf_sampling import Adjustment, UniformStreams, sample
 
 CPU = torch.device("cpu")
 # A right sampler fails one of these tests for 1 seed in 10,000; the seeds are fixed.
 P_VALUE = 1e-4
 
 
-def expected_probabilities(logits, temperature=1.0, top_k=0, top_p=1.0):
+def expected_probabilities(logits, temperature=1.0, top_k=0, top_p=1.0, min_p=0.0):
     """The sampling distribution, written as plainly as possible, in float64."""
     scaled = np.asarray(logits, dtype=np.float64) / temperature
     probabilities = np.exp(scaled - scaled.max())
+    probabilities[probabilities < min_p * probabilities.max()] = 0
     order = np.argsort(-probabilities, kind="stable")
     if top_k:
         probabilities[order[top_k:]] = 0
@@ -53,6 +54,9 @@ def check_frequencies(tokens, probabilities):
         {"top_k": 5},
         {"top_p": 0.6},
         {"temperature": 0.7, "top_k": 20, "top_p": 0.8},
+        {"min_p": 0.2},
+        {"temperature": 1.5, "min_p": 0.1},
+        {"temperature": 0.7, "top_k": 20, "top_p": 0.8, "min_p": 0.05},
     ],
     ids=str,
 )
@@ -158,3 +162,87 @@ def test_expected_probabilities_of_a_known_case():
     logits = np.log([0.5, 0.3, 0.15, 0.05])
     assert_allclose(expected_probabilities(logits, top_p=0.7), [0.625, 0.375, 0, 0], rtol=1e-12)
     assert_allclose(expected_probabilities(logits, top_k=1), [1, 0, 0, 0], rtol=1e-12)
+
+
+# Biases and penalties
+
+
+def adjusted(logits, prompt, answer, settings):
+    """What the settings make of one row's logits, written as plainly as possible."""
+    found = np.array(logits, dtype=np.float64)
+    for token, bias in settings.logit_bias:
+        found[token] += bias
+    for token in set(prompt) | set(answer):
+        rate = settings.repetition_penalty
+        found[token] = found[token] / rate if found[token] > 0 else found[token] * rate
+    for token in set(answer):
+        found[token] -= settings.frequency_penalty * answer.count(token)
+        found[token] -= settings.presence_penalty
+    return found
+
+
+ADJUSTMENTS = [
+    {"frequency_penalty": 0.8},
+    {"presence_penalty": 1.5},
+    {"presence_penalty": -0.7, "frequency_penalty": -0.2},
+    {"repetition_penalty": 1.7},
+    {"repetition_penalty": 0.6},
+    {"logit_bias": ((3, 2.5), (5, -100.0))},
+    {
+        "logit_bias": ((0, -3.0), (3, 1.0)),
+        "repetition_penalty": 1.3,
+        "presence_penalty": 0.4,
+        "frequency_penalty": 0.3,
+        "temperature": 0.7,
+        "min_p": 0.05,
+    },
+]
+
+
+@pytest.mark.parametrize("settings", ADJUSTMENTS, ids=str)
+def test_adjusted_logits_are_those_of_the_definitions(settings):
+    rng = np.random.default_rng(3)
+    logits = rng.standard_normal((4, 12)).astype(np.float32)
+    prompt = [1, 1, 7]
+    answers = [[2, 2, 3], [2, 2, 2], [7, 0, 11], [5, 6, 5]]
+    sampling = SamplingSettings(**settings)
+    adjustment = Adjustment(sampling, prompt, 4, 12, CPU)
+    for column in np.array(answers).T:
+        adjustment.count(torch.from_numpy(column.copy()))
+    expected = [
+        adjusted(row, prompt, answer, sampling) for row, answer in zip(logits, answers, strict=True)
+    ]
+    found = adjustment(torch.from_numpy(logits)).numpy()
+    assert_allclose(found, expected, rtol=1e-6, atol=1e-6)  # single precision
+    adjustment.keep(torch.tensor([1, 3]))
+    found = adjustment(torch.from_numpy(logits[[1, 3]])).numpy()
+    assert_allclose(found, [expected[1], expected[3]], rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("settings", ADJUSTMENTS, ids=str)
+def test_frequencies_are_those_of_the_adjusted_logits(settings):
+    logits = 1.5 * np.random.default_rng(8).standard_normal(12)
+    sampling = SamplingSettings(**settings)
+    adjustment = Adjustment(sampling, [1, 1, 7], 6_000, 12, CPU)
+    for token in (2, 2, 7):
+        adjustment.count(torch.full((6_000,), token))
+    rows = torch.tensor(logits, dtype=torch.float32).expand(6_000, -1)
+    uniforms = torch.from_numpy(np.random.default_rng(1).random((6_000, 1)))
+    tokens, log_partition = sample(rows, uniforms, sampling, adjustment)
+    # Reported is the model's own, whatever is drawn from.
+    assert_allclose(log_partition[0].item(), np.log(np.exp(logits).sum()), rtol=1e-6)
+    shown = {name: settings[name] for name in ("temperature", "min_p") if name in settings}
+    expected = adjusted(logits, [1, 1, 7], [2, 2, 7], sampling)
+    check_frequencies(tokens.numpy(), expected_probabilities(expected, **shown))
+
+
+def test_a_bias_decides_at_temperature_zero():
+    sampling = SamplingSettings(temperature=0.0, logit_bias=((1, 100.0),))
+    adjustment = Adjustment(sampling, [], 1, 3, CPU)
+    tokens, _ = sample(torch.tensor([[1.0, -5.0, 4.0]]), None, sampling, adjustment)
+    assert tokens.tolist() == [1]
+
+
+def test_settings_that_change_nothing_need_no_adjustment():
+    assert not Adjustment.is_needed(SamplingSettings(temperature=0.3, top_k=4, min_p=0.1))
+    assert all(Adjustment.is_needed(SamplingSettings(**settings)) for settings in ADJUSTMENTS)

@@ -1,0 +1,55 @@
+"""What every command does alike: read JSON, run, and turn errors into one line and an exit code."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import sys
+from collections.abc import Callable, Coroutine
+from typing import Annotated, Any, NoReturn, TypeVar
+
+import typer
+
+T = TypeVar("T")
+
+# Exit codes, DESIGN.md 4.2.
+FAILED, BAD_USAGE, INFEASIBLE = 1, 2, 3
+
+Seed = Annotated[int, typer.Option(min=0, help="Same seed, same answers.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+def json_option(name: str, text: str) -> Any:
+    """Return what the text of an option means, or end with the remedy."""
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        fail(f"{name} is no JSON ({error}); quote it for the shell: '{{\"a\": 1}}'", BAD_USAGE)
+
+
+def run(work: Coroutine[Any, Any, T]) -> T:
+    """Return what asynchronous work returns; errors as `guard`."""
+    return guard(lambda: asyncio.run(work))
+
+
+def guard(work: Callable[[], T]) -> T:
+    """Return what `work` returns, and turn what users can mend into one line and an exit code."""
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
+    try:
+        return work()
+    except KeyboardInterrupt:
+        fail("stopped; what was written is whole, run the same command to continue", 130)
+    except Exception as error:
+        from server.jobs import exit_code  # knows every package's errors: slow to import
+
+        code = exit_code(error)
+        if code is None:
+            raise
+        fail(str(error), code)
+
+
+def fail(message: str, code: int) -> NoReturn:
+    """End the command."""
+    typer.secho(f"palette: {message}", err=True, fg="red" if sys.stderr.isatty() else None)
+    raise typer.Exit(code)

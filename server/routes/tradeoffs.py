@@ -1,0 +1,145 @@
+"""``/v1/palette/...``: what values cost each other, and palettes made from that."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import Any
+
+from fastapi import APIRouter, Request
+
+from server.calibration import Calibration, CalibrationMissingError
+from server.promise import InfeasiblePaletteError, palette_of
+from server.routes.context import Context, InContext, until_client_leaves
+from server.schemas import FrontierRequest, NegotiateRequest, SpreadRequest
+from solver import (
+    Palette,
+    PaletteError,
+    Party,
+    Status,
+    frontier,
+    interference,
+    negotiate,
+    spread,
+)
+
+router = APIRouter(prefix="/v1/palette", tags=["palette"])
+
+
+@router.post("/frontier")
+async def trace_frontier(
+    body: FrontierRequest, request: Request, context: InContext
+) -> dict[str, Any]:
+    """Return the trade-off curve of two values, the others held, with the price of each point."""
+    calibration, began = _calibration(context), time.perf_counter()
+    options = body.palette
+    if options.scope == "answer" or options.candidates == "auto":
+        msg = "a frontier is that of the traffic at one N: give `candidates` as a number, no scope"
+        raise PaletteError(msg, param="candidates")
+    curve = await until_client_leaves(
+        request,
+        asyncio.to_thread(
+            frontier,
+            palette_of(options),
+            calibration.pilot,
+            body.values,
+            _count(context, options.candidates),
+            n_points=body.points,
+            max_kl=options.max_kl,
+            senses=body.senses,
+        ),
+    )
+    if not curve.points:
+        certificate = curve.others.certificate
+        reason = certificate.sentence if certificate else curve.others.status.sentence
+        msg = f"The targets of the other values cannot be served: {reason.rstrip('.')}."
+        raise InfeasiblePaletteError(
+            msg,
+            {
+                "status": curve.others.status.value,
+                "candidates": int(curve.candidates),
+                "certificate": certificate.to_dict() if certificate else None,
+            },
+        )
+    return _stamped(curve.to_dict(), calibration, began)
+
+
+@router.post("/spread")
+async def spread_palettes(
+    body: SpreadRequest, request: Request, context: InContext
+) -> dict[str, Any]:
+    """Return palettes as different from each other as can be, to be offered as profiles."""
+    calibration, began = _calibration(context), time.perf_counter()
+    found = await until_client_leaves(
+        request,
+        asyncio.to_thread(
+            spread,
+            calibration.pilot,
+            body.palettes,
+            _count(context, body.candidates),
+            values=body.values,
+            max_kl=body.max_kl,
+        ),
+    )
+    return _stamped({"palettes": [one.to_dict() for one in found]}, calibration, began)
+
+
+@router.post("/negotiate")
+async def negotiate_palette(
+    body: NegotiateRequest, request: Request, context: InContext
+) -> dict[str, Any]:
+    """Return the palette that does best by the least satisfied of several parties."""
+    calibration, began = _calibration(context), time.perf_counter()
+    parties = [
+        Party(party.name, Palette(party.targets, floors=party.floors), party.weight)
+        for party in body.parties
+    ]
+    agreement = await until_client_leaves(
+        request,
+        asyncio.to_thread(
+            negotiate,
+            parties,
+            calibration.pilot,
+            _count(context, body.candidates),
+            max_kl=body.max_kl,
+        ),
+    )
+    if agreement.solution.status is not Status.OPTIMAL:
+        msg = f"No agreement can be served. {agreement.solution.status.sentence}"
+        details = {"status": agreement.solution.status.value, "certificate": None}
+        raise InfeasiblePaletteError(msg, details)
+    return _stamped(agreement.to_dict(), calibration, began)
+
+
+@router.get("/interference")
+async def report_interference(request: Request, context: InContext) -> dict[str, Any]:
+    """Return which values pull on each other, and what that does to their multipliers."""
+    calibration, began = _calibration(context), time.perf_counter()
+    report = await until_client_leaves(request, asyncio.to_thread(interference, calibration.pilot))
+    return _stamped(report.to_dict(), calibration, began)
+
+
+def _calibration(context: Context) -> Calibration:
+    calibration = context.aligner.calibration
+    if calibration is None:
+        msg = "the model has no calibration yet: run `palette calibrate`"
+        raise CalibrationMissingError(msg)
+    return calibration
+
+
+def _count(context: Context, candidates: int | None) -> int:
+    """Return N, or raise `PaletteError` when it is above the server's limit."""
+    promiser = context.aligner.promiser
+    n_candidates = promiser.default_candidates if candidates is None else candidates
+    if not 1 <= n_candidates <= promiser.max_candidates:
+        msg = (
+            f"candidates must be from 1 to {promiser.max_candidates} (this server's limit), "
+            f"not {n_candidates}"
+        )
+        raise PaletteError(msg, param="candidates")
+    return n_candidates
+
+
+def _stamped(result: dict[str, Any], calibration: Calibration, began: float) -> dict[str, Any]:
+    spent = round(1e3 * (time.perf_counter() - began), 3)
+    return {**result, "calibration": calibration.id, "solve_ms": spent}
