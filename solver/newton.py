@@ -183,10 +183,9 @@ def _newton_direction(
         )
         direction = np.zeros_like(point)
         direction[use] = flip * target - at
-    longest = np.abs(direction).max(initial=0.0)
-    limit = 10.0 + 2.0 * np.abs(point).max(initial=0.0)
-    if longest > limit:
-        direction *= limit / longest
+    longest = float(np.abs(direction).max(initial=0.0))
+    if longest > 10.0:
+        direction *= min(1.0, (10.0 + 2.0 * float(np.abs(point).max())) / longest)
     return direction, side, gradient
 
 

@@ -162,17 +162,19 @@ class PilotSet:
     def _sorted_pool(self) -> FloatArray:
         return np.sort(self.rewards.reshape(-1, self.n_values), axis=0)
 
-    def quantile(self, q: float) -> FloatArray:
+    def quantile(self, q: float, column: int | slice = slice(None)) -> FloatArray:
         """Return the mean over prompts of the q-quantile within a prompt, shape (n_values,).
+
+        Of a single value, shape (), where `column` says which.
 
         A quantile interpolates linearly between order statistics, so the mean over prompts is
         that interpolation between their means. In a pool it is the quantile of the pool.
         """
-        return _interpolate(self._mean_order_statistics, q)
+        return _interpolate(self._mean_order_statistics[:, column], q)
 
-    def traffic_quantile(self, q: float) -> FloatArray:
-        """Return the q-quantile over all prompts and answers together, shape (n_values,)."""
-        return _interpolate(self._sorted_pool, q)
+    def traffic_quantile(self, q: float, column: int | slice = slice(None)) -> FloatArray:
+        """Return the q-quantile over all prompts and answers together, as `quantile` does."""
+        return _interpolate(self._sorted_pool[:, column], q)
 
     def groups(self, n_candidates: float, *, groups: int | None = None, seed: int = 0) -> Groups:
         """Return groups of `n_candidates` answers to the same prompt.

@@ -69,9 +69,9 @@ class Target:
         """
         match self.kind:
             case "quantile" if self.of == "traffic":
-                return float(pilot.traffic_quantile(self.numbers[0])[column]), math.inf
+                return float(pilot.traffic_quantile(self.numbers[0], column)), math.inf
             case "quantile":
-                return float(pilot.quantile(self.numbers[0])[column]), math.inf
+                return float(pilot.quantile(self.numbers[0], column)), math.inf
             case "gain":
                 gain = self.numbers[0] * float(pilot.within_std[column])
                 return float(pilot.base[column]) + gain, math.inf
