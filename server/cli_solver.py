@@ -45,6 +45,10 @@ def solve(
     on_infeasible: OnInfeasible = OnInfeasible.reject,
     method: Annotated[Method, typer.Option(help="How to repair.")] = Method.interpolate,
     max_kl: MaxKl = None,
+    ridge: Annotated[
+        float, typer.Option(help="ρ: targets may be missed a little for smaller multipliers.")
+    ] = 0.0,
+    floors: Annotated[str, typer.Option(help='JSON, as `{"harmless": -1}`: per answer.')] = "{}",
     groups: Groups = None,
     seed: Seed = 0,
     as_json: AsJson = False,
@@ -55,12 +59,12 @@ def solve(
     """
     from server import pilot_jobs
 
-    wanted = json_option("--targets", targets)
+    wanted, least = json_option("--targets", targets), json_option("--floors", floors)
     n_candidates: float | Literal["auto"] = "auto" if candidates == "auto" else _count(candidates)
     result = guard(
         lambda: pilot_jobs.solve_file(
-            pilot, wanted, n_candidates,
-            on_infeasible=on_infeasible.value, method=method.value, max_kl=max_kl,
+            pilot, wanted, n_candidates, floors=least,
+            on_infeasible=on_infeasible.value, method=method.value, max_kl=max_kl, ridge=ridge,
             groups=groups, seed=seed,
         )
     )  # fmt: skip

@@ -39,9 +39,11 @@ def solve_file(
     targets: Mapping[str, Any],
     n_candidates: float | Literal["auto"],
     *,
+    floors: Mapping[str, float],
     on_infeasible: str,
     method: Literal["interpolate", "nearest", "greedy"],
     max_kl: float | None,
+    ridge: float,
     groups: int | None,
     seed: int,
 ) -> Json:
@@ -51,9 +53,9 @@ def solve_file(
     ------
     PaletteError, PilotError
     """
-    pilot, palette = PilotSet.load(path), Palette(targets)
+    pilot, palette = PilotSet.load(path), Palette(targets, floors)
     smallest = min_candidates(palette, pilot, seed=seed)
-    options: Json = {"groups": groups, "seed": seed, "max_kl": max_kl}
+    options: Json = {"groups": groups, "seed": seed, "max_kl": max_kl, "ridge": ridge}
     if isinstance(n_candidates, str):
         most = pilot.n_prompts if pilot.pooled else pilot.n_candidates
         n: float = min(next((n for n in AUTO_CANDIDATES if n >= (smallest or 1)), most), most)

@@ -7,7 +7,17 @@ import json
 import numpy as np
 import pytest
 
-from solver import Palette, Party, PilotSet, frontier, interference, negotiate, prices, spread
+from solver import (
+    Palette,
+    Party,
+    PilotSet,
+    frontier,
+    interference,
+    negotiate,
+    prices,
+    solve,
+    spread,
+)
 from tests.server.test_cli import BAD_USAGE, DONE, INFEASIBLE, one_line, palette
 from tests.solver.problems import gaussian_pilot
 
@@ -50,6 +60,21 @@ def test_solve_prints_prices(pilot_file):
     text = printed("solve", *options)
     assert f"{truth.multiplier_stderr[0]:.4g}" in text
     assert f"one more unit of v0 moves v1 {truth.level_slopes[1, 0]:+.3g}" in text
+
+
+def test_ridge_and_floors(pilot_file):
+    pilot = PilotSet.load(pilot_file)
+    targets = {"v0": {"gain": 0.4}}
+    options = ("--pilot", pilot_file, "--targets", json.dumps(targets), "--candidates", 8)
+    soft = as_json("solve", *options, "--ridge", 0.5)
+    truth = solve(Palette(targets), pilot, 8, ridge=0.5)
+    assert soft["multipliers"]["v0"] == pytest.approx(truth.multipliers[0])
+    floored = as_json("solve", *options, "--floors", '{"v1": 0.5}')
+    truth = solve(Palette(targets, {"v1": 0.5}), pilot, 8)
+    assert floored["refused"] == pytest.approx(truth.refused)
+    assert truth.refused > 0
+    one_line(palette("solve", *options, "--floors", '{"v9": 0.5}'), BAD_USAGE, "v9")
+    one_line(palette("solve", *options, "--ridge", "-1"), BAD_USAGE, "ridge")
 
 
 def test_no_prices_of_what_cannot_be_had(pilot_file):
