@@ -19,8 +19,7 @@ from server.admission import Admission
 from server.alignment import Aligner, Observer
 from server.auth import Auth, read_keys
 from server.backends.base import Backend, ModelLoadError
-from server.backends.hf_local import HfLocalBackend
-from server.backends.openai_remote import OpenAIRemoteBackend
+from server.backends.choice import make_backend
 from server.body_limit import BodyLimit
 from server.calibration import default_path, find_calibration
 from server.calibrator import Progress, calibrate
@@ -35,39 +34,6 @@ from server.settings import Settings
 from server.version import VERSION
 
 logger = logging.getLogger(__name__)
-
-
-def make_backend(settings: Settings) -> Backend:
-    """Return the backend of the settings, not started."""
-    if settings.upstream_url is not None:
-        return OpenAIRemoteBackend(
-            settings.upstream_url,
-            model=settings.upstream_model,
-            model_id=settings.model_name,
-            api_key=settings.upstream_api_key,
-            n_per_request=settings.upstream_n,
-            features=settings.upstream_features,
-            max_context=settings.max_context,
-            min_share=settings.upstream_min_share,
-            max_connections=settings.upstream_max_connections,
-            timeout_s=settings.upstream_timeout_s,
-            connect_timeout_s=settings.upstream_connect_timeout_s,
-            max_retries=settings.upstream_max_retries,
-            extra_headers={
-                name: text.get_secret_value() for name, text in settings.upstream_headers.items()
-            },
-            extra_body=settings.upstream_body,
-        )
-    return HfLocalBackend(
-        settings.model,
-        model_id=settings.served_model_name,
-        revision=settings.revision,
-        device=settings.device,
-        dtype=settings.dtype,
-        max_context=settings.max_context,
-        trust_remote_code=settings.trust_remote_code,
-        max_rows=settings.max_rows,
-    )
 
 
 def make_rewards(settings: Settings) -> RewardSuite:

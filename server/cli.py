@@ -9,6 +9,8 @@ import typer
 from pydantic import ValidationError
 
 from server import cli_solver
+from server.backends.base import ModelLoadError
+from server.backends.vllm_options import parse_options
 from server.cli_support import BAD_USAGE, FAILED, Seed, fail, json_option, run
 from server.schemas import PaletteOptions
 from server.settings import Settings, SettingsError, load_settings
@@ -50,8 +52,9 @@ def main() -> None:
     app()
 
 
-@app.command()
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
 def serve(
+    context: typer.Context,
     model: Model = None,
     rewards: Rewards = None,
     calibration: CalibrationFile = None,
@@ -60,6 +63,12 @@ def serve(
     host: Annotated[str | None, typer.Option(help="Address; loopback by default.")] = None,
     port: Annotated[int | None, typer.Option(help="Port; 8000 by default.")] = None,
     device: Device = None,
+    backend: Annotated[
+        str | None, typer.Option(help="auto, hf_local, vllm_engine, openai_remote.")
+    ] = None,
+    upstream_url: Annotated[
+        str | None, typer.Option(help="OpenAI-compatible server that generates, up to /v1.")
+    ] = None,
     dtype: Annotated[str | None, typer.Option(help="auto, float32, bfloat16.")] = None,
     max_context: Annotated[int | None, typer.Option(help="Tokens of prompt and answer.")] = None,
     candidates: Annotated[int | None, typer.Option(help="N of a palette that says none.")] = None,
@@ -99,7 +108,9 @@ def serve(
 ) -> None:
     """Start the server. Every option is also a `PALETTE_...` environment variable.
 
-    Example: `palette serve --model Qwen/Qwen3-0.6B --port 9000`
+    Options that are not listed are vLLM's own, where vLLM generates.
+
+    Example: `palette serve --model Qwen/Qwen3-8B --port 9000 --tensor-parallel-size 2`
     """
     default_palette = None if palette is None else json_option("--palette", palette)
     settings = _settings(
@@ -111,6 +122,9 @@ def serve(
         host=host,
         port=port,
         device=device,
+        backend=backend,
+        upstream_url=upstream_url,
+        engine_args=_engine_options(context.args),
         dtype=dtype,
         max_context=max_context,
         candidates=candidates,
@@ -246,6 +260,13 @@ def _settings(**given: Any) -> Settings:
     try:
         return load_settings(**given)
     except SettingsError as error:
+        fail(str(error), BAD_USAGE)
+
+
+def _engine_options(arguments: list[str]) -> dict[str, Any] | None:
+    try:
+        return parse_options(arguments) or None
+    except ModelLoadError as error:
         fail(str(error), BAD_USAGE)
 
 

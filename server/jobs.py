@@ -10,8 +10,9 @@ from pathlib import Path
 
 from rewards import RewardError, Sample
 from server import embedded, terminal
-from server.app import calibration_path, make_backend, make_rewards, running_aligner
+from server.app import calibration_path, make_rewards, running_aligner
 from server.backends.base import BackendError
+from server.backends.choice import make_backend
 from server.batch import OutputError, generate_file
 from server.calibration import CalibrationError, CalibrationMissingError
 from server.calibrator import calibrate

@@ -128,6 +128,29 @@ class Settings(BaseSettings):
         '`{"palette": null}`.',
     )
 
+    # what generates
+    backend: Literal["auto", "hf_local", "vllm_engine", "openai_remote"] = Field(
+        default="auto",
+        description="What generates: auto is openai_remote with `upstream_url`, vllm_engine where "
+        "vLLM and a GPU are there, else hf_local.",
+    )
+    engine_args: dict[str, Any] = Field(
+        default_factory=dict,
+        description="vLLM's own engine options (JSON) by vLLM's names, such as "
+        '`{"tensor-parallel-size": 2, "quantization": "fp8", "reasoning_parser": "qwen3"}`.',
+    )
+    engine_max_restarts: int = Field(
+        default=3, ge=0, description="Restarts of a dead engine within an hour; then it stays down."
+    )
+    rewards_memory_gib: float = Field(
+        default=4.0,
+        ge=0,
+        description="GPU memory kept for the reward models beside vLLM's engine; 0 keeps none.",
+    )
+    tool_call_parser: str | None = Field(
+        default=None, description="vLLM's parser of the model's tool calls, such as hermes."
+    )
+
     # values and calibration
     rewards: Path = Field(
         default=embedded.REWARDS, description="YAML file that names the values and their models."
@@ -259,6 +282,19 @@ class Settings(BaseSettings):
             except ValidationError as error:
                 raise ValueError(_describe(error)) from error
         return palette
+
+    @model_validator(mode="after")
+    def _check_backend(self) -> Self:
+        if self.backend == "openai_remote" and self.upstream_url is None:
+            msg = "backend openai_remote needs upstream_url, the address of the server behind it"
+            raise ValueError(msg)
+        if self.upstream_url is not None and self.backend not in ("auto", "openai_remote"):
+            msg = (
+                f"upstream_url says that another server generates, and backend={self.backend} that "
+                "this one does: leave one of them out"
+            )
+            raise ValueError(msg)
+        return self
 
     @model_validator(mode="after")
     def _check_limits(self) -> Self:

@@ -86,13 +86,13 @@ def load_model(
     ModelLoadError
         With what is missing and what to do.
     """
-    folder = _local_folder(name)
+    folder = local_folder(name)
     if folder is not None:
-        _check_folder(folder)
+        check_folder(folder)
     target = _device(device)
     options: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
-    with _quiet():
-        config = _attempt(
+    with quiet():
+        config = attempt(
             f"cannot read the configuration of {name!r}",
             "check the name (a folder with config.json, or a model of the hub that this machine "
             "can reach); a model with code of its own needs trust_remote_code",
@@ -103,7 +103,7 @@ def load_model(
         commit = getattr(config, "_commit_hash", None)
         if folder is None and commit is not None:
             options["revision"] = commit
-        tokenizer = _load_tokenizer(name, options)
+        tokenizer = load_tokenizer(name, options)
         model = _load_weights(name, config, options, _dtype(dtype, target))
     model = model.to(target).eval().requires_grad_(False)
     _check_vocabulary(name, model, tokenizer)
@@ -119,8 +119,8 @@ def load_model(
         tokenizer=tokenizer,
         detokenizer=Detokenizer(tokenizer),
         device=target,
-        eos_ids=_eos_ids(name, model, tokenizer),
-        max_context=_max_context(name, config, tokenizer, max_context),
+        eos_ids=eos_ids_of(name, model, tokenizer),
+        max_context=max_context_of(name, config, tokenizer, max_context),
         n_vocab=min(
             layer.weight.shape[0]
             for layer in (model.get_input_embeddings(), model.get_output_embeddings())
@@ -165,7 +165,7 @@ def fingerprint_of(name: str, folder: Path | None, commit: str | None) -> str:
     return digest.hexdigest()
 
 
-def _local_folder(name: str) -> Path | None:
+def local_folder(name: str) -> Path | None:
     """Return the folder a name means, or None for a hub name."""
     path = Path(name).expanduser()
     if path.is_dir():
@@ -180,7 +180,8 @@ def _local_folder(name: str) -> Path | None:
     return None
 
 
-def _check_folder(folder: Path) -> None:
+def check_folder(folder: Path) -> None:
+    """Raise `ModelLoadError` when a local folder holds no model that can be served."""
     if not (folder / "config.json").is_file():
         raise ModelLoadError(
             f"{str(folder)!r} has no config.json; give a folder written by save_pretrained "
@@ -214,8 +215,9 @@ def _check_folder(folder: Path) -> None:
         )
 
 
-def _load_tokenizer(name: str, options: dict[str, Any]) -> Any:
-    tokenizer = _attempt(
+def load_tokenizer(name: str, options: dict[str, Any]) -> Any:
+    """Return the model's tokenizer, or raise `ModelLoadError`."""
+    tokenizer = attempt(
         f"cannot load the tokenizer of {name!r}",
         "copy tokenizer.json and tokenizer_config.json of the model again",
         lambda: transformers.AutoTokenizer.from_pretrained(name, **options),
@@ -230,7 +232,7 @@ def _load_tokenizer(name: str, options: dict[str, Any]) -> Any:
 
 def _load_weights(name: str, config: Any, options: dict[str, Any], dtype: Any) -> Any:
     # attn_implementation stays unset: transformers then takes sdpa wherever a family has it.
-    model, report = _attempt(
+    model, report = attempt(
         f"cannot load the weights of {name!r}",
         "download them again; only complete safetensors files that fit config.json are loaded",
         lambda: transformers.AutoModelForCausalLM.from_pretrained(
@@ -262,7 +264,7 @@ def _check_vocabulary(name: str, model: Any, tokenizer: Any) -> None:
         )
 
 
-def _eos_ids(name: str, model: Any, tokenizer: Any) -> frozenset[int]:
+def eos_ids_of(name: str, model: Any, tokenizer: Any) -> frozenset[int]:
     """Return every end token of tokenizer and generation configuration."""
     ids: set[int] = set()
     config = getattr(model, "generation_config", None)
@@ -279,7 +281,7 @@ def _eos_ids(name: str, model: Any, tokenizer: Any) -> frozenset[int]:
     return frozenset(ids)
 
 
-def _max_context(name: str, config: Any, tokenizer: Any, wanted: int | None) -> int:
+def max_context_of(name: str, config: Any, tokenizer: Any, wanted: int | None) -> int:
     """Return the context in tokens: the model's, or less where the caller says so."""
     own = getattr(config.get_text_config(decoder=True), "max_position_embeddings", None)
     if own is None and tokenizer.model_max_length < 10**9:  # transformers' "unknown" is 1e30
@@ -322,7 +324,7 @@ def _dtype(name: str, device: torch.device) -> Any:
     return dtype
 
 
-def _attempt(what: str, remedy: str, action: Any) -> Any:
+def attempt(what: str, remedy: str, action: Any) -> Any:
     """Return what `action` returns; whatever it raises becomes a `ModelLoadError`."""
     try:
         return action()
@@ -337,7 +339,7 @@ def _first_line(error: BaseException) -> str:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Silence transformers' warnings and progress bars, which are global, and set them back."""
     verbosity = transformers_logging.get_verbosity()
     bars = transformers_logging.is_progress_bar_enabled()
