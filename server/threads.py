@@ -12,9 +12,14 @@ from server.settings import Settings
 SWITCH_INTERVAL_S = 5e-4
 
 
+def n_torch_threads(settings: Settings) -> int:
+    """Return the CPU threads of a torch operation: half the cores, unless the settings say."""
+    return settings.torch_threads or max(1, (os.cpu_count() or 1) // 2)
+
+
 def share_cores(settings: Settings) -> None:
     """Set the threads of torch's operations and how often Python's threads take turns."""
     import torch  # slow to import, and not needed for every command
 
-    torch.set_num_threads(settings.torch_threads or max(1, (os.cpu_count() or 1) // 2))
+    torch.set_num_threads(n_torch_threads(settings))
     sys.setswitchinterval(SWITCH_INTERVAL_S)

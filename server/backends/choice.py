@@ -7,6 +7,7 @@ from server.backends.hf_local import HfLocalBackend
 from server.backends.openai_remote import OpenAIRemoteBackend
 from server.backends.vllm_engine import VllmEngineBackend, is_vllm_usable
 from server.settings import Settings, SettingsError
+from server.threads import n_torch_threads
 
 
 def make_backend(settings: Settings) -> Backend:
@@ -64,7 +65,8 @@ def _engine(settings: Settings) -> Backend:
         max_context=settings.max_context,
         trust_remote_code=settings.trust_remote_code,
         max_rows=settings.max_rows,
-        n_threads=settings.torch_threads,
+        # On a CPU; threads that spin for a core another process has make it a hundred times slower.
+        n_threads=n_torch_threads(settings),
         engine_args=settings.engine_args,
         tool_call_parser=settings.tool_call_parser,
         rewards_bytes=round(settings.rewards_memory_gib * 2**30) if shares_gpu else 0,
