@@ -259,7 +259,7 @@ class ServedDual:
                 mask = np.where(allowed, 0.0, -np.inf)
             if self._has_fixed:
                 with np.errstate(over="ignore", invalid="ignore"):
-                    offset = np.tensordot(self._fixed, excess, axes=1)
+                    offset = np.asarray(np.tensordot(self._fixed, excess, axes=1), dtype=np.float64)
             yield Part(excess, excess if is_all else excess[self.active], mask, offset)
 
     def _allowed(self, where: slice) -> npt.NDArray[np.bool_]:

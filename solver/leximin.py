@@ -61,7 +61,7 @@ class Claims:
                 side.append(np.full(len(some), sign))
                 party.append(np.full(len(some), number))
                 wish.append(ends[dual.active][some])
-        columns, sides, levels = (np.concatenate(part) for part in (column, side, wish))
+        columns, sides, levels = np.concatenate(column), np.concatenate(side), np.concatenate(wish)
         scale, origin = dual.groups.scale[dual.active], dual.origin[dual.active]
         bound = sides * (levels - origin[columns]) / scale[columns]
         base = dual(np.zeros(len(dual.active))).levels

@@ -147,7 +147,7 @@ class PilotSet:
     def correlation(self) -> FloatArray:
         """Correlation within a prompt, shape (n_values, n_values); 0 with a constant value."""
         scale = np.where(self.is_constant, np.inf, self.within_std)
-        correlation = self._covariance / scale / scale[:, None]
+        correlation: FloatArray = self._covariance / scale / scale[:, None]
         np.fill_diagonal(correlation, 1.0)
         return correlation
 

@@ -44,7 +44,7 @@ def checked_rewards(rewards: npt.ArrayLike, values: tuple[str, ...], pooled: boo
     """
     wanted = "(n_samples, n_values)" if pooled else "(n_prompts, n_candidates, n_values)"
     try:
-        if np.ma.isMaskedArray(rewards) or np.iscomplexobj(rewards):
+        if isinstance(rewards, np.ma.MaskedArray) or np.iscomplexobj(rewards):
             raise TypeError("they are masked or complex")  # either would be dropped in silence
         array = np.array(rewards, dtype=np.float64, order="C")
     except (TypeError, ValueError) as error:
