@@ -219,6 +219,9 @@ class JsonObjectFormat(Request):
     """Any JSON object."""
 
     type: Literal["json_object"]
+    value: dict[str, Any] | None = Field(
+        default=None, description="A schema, as Hugging Face's client sends it; not OpenAI's."
+    )
 
 
 class JsonSchema(Request):

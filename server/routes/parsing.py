@@ -177,7 +177,10 @@ def _json_schema(body: SamplingRequest) -> str | None:
     wanted = body.response_format if isinstance(body, ChatCompletionRequest) else None
     if isinstance(wanted, JsonSchemaFormat):
         return json.dumps(wanted.json_schema.json_schema, ensure_ascii=False)
-    return '{"type": "object"}' if isinstance(wanted, JsonObjectFormat) else None
+    if isinstance(wanted, JsonObjectFormat):
+        schema = {"type": "object"} if wanted.value is None else wanted.value
+        return json.dumps(schema, ensure_ascii=False)
+    return None
 
 
 def _tools(body: ChatCompletionRequest) -> Tools | None:
