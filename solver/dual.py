@@ -120,9 +120,10 @@ class ServedDual:
             drift = groups.means[self.kept].mean(axis=0) - groups.means.mean(axis=0)
             self.origin = groups.base + drift
         scale, origin = groups.scale[self.active], self.origin[self.active]
+        rounding = groups.base_rounding[self.active]
         self._ask(
-            (constraints.lower[self.active] - origin) / scale,
-            (constraints.upper[self.active] - origin) / scale,
+            (constraints.lower[self.active] - origin - rounding) / scale,
+            (constraints.upper[self.active] - origin - rounding) / scale,
         )
 
     @property

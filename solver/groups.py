@@ -51,8 +51,8 @@ class Groups:
         Groups cut from one pool share samples; those of one cut do not, and their number is a safe
         count (the variance of a U-statistic of order N on n samples is at most N/n of its
         kernel's: Hoeffding 1948).
-    base : ndarray, shape (n_values,)
-        Mean reward of the pilot set, in reward units.
+    base, base_rounding : ndarray, shape (n_values,)
+        Mean reward of the pilot set, in reward units, and what rounding took from it.
     scale : ndarray, shape (n_values,)
         Reward units per standardised unit.
     is_constant : ndarray of bool, shape (n_values,)
@@ -71,6 +71,7 @@ class Groups:
     prompt: IntArray
     n_independent: int
     base: FloatArray
+    base_rounding: FloatArray
     scale: FloatArray
     is_constant: npt.NDArray[np.bool_]
     means: FloatArray
@@ -201,6 +202,7 @@ def draw_groups(pilot: PilotSet, n_candidates: float, groups: int | None, seed: 
         prompt=prompt,
         n_independent=n_independent,
         base=pilot.base,
+        base_rounding=pilot.base_rounding,
         scale=pilot.scale,
         is_constant=pilot.is_constant,
         means=means,

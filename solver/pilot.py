@@ -110,6 +110,12 @@ class PilotSet:
         return np.asarray(flat[0] + (flat - flat[0]).mean(axis=0))
 
     @cached_property
+    def base_rounding(self) -> FloatArray:
+        """What rounding took from `base`, shape (n_values,): a level far from 0 has few digits."""
+        flat = self.rewards.reshape(-1, self.n_values)
+        return np.asarray((flat - self.base).mean(axis=0))
+
+    @cached_property
     def prompt_means(self) -> FloatArray:
         """Mean reward of each prompt's answers, shape (n_prompts, n_values), reward units."""
         return self.rewards if self.pooled else np.asarray(self.rewards.mean(axis=1))

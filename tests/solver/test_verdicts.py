@@ -488,3 +488,22 @@ def test_a_linear_programme_that_fails_proves_nothing(monkeypatch):
     )
     monkeypatch.setattr(feasibility.optimize, "linprog", lambda *_, **__: Failed())
     assert solve(palette, pilot, 8, max_iterations=1).status is not Status.BOUNDARY
+
+
+@pytest.mark.parametrize("offset", [1e5, 1e8, 1e12])
+def test_rewards_far_from_zero_lose_no_verdict(offset):
+    """Whole numbers, so that the limit is a number too, and stays one when all are moved."""
+    rng = np.random.default_rng(0)
+    for _ in range(60):
+        shape = int(rng.choice([1, 2, 4])), int(rng.choice([3, 5, 6, 7, 12]))
+        rewards = rng.integers(-3, 4, size=(*shape, 2)).astype(float)
+        score = rewards @ rng.integers(1, 4, size=2)
+        if not np.ptp(score, axis=1).any():
+            continue
+        limit = rewards[np.arange(len(rewards)), score.argmax(axis=1)].mean(axis=0)
+        moved = offset + float(rng.integers(0, 100))
+        pilot = PilotSet(rewards + moved, names(2))
+        for beyond, status in ((0, "boundary"), (2**-10, "infeasible"), (-(2**-10), "optimal")):
+            levels = (limit + moved + beyond).tolist()
+            palette = Palette({f"v{i}": {"at_least": c} for i, c in enumerate(levels)})
+            assert solve(palette, pilot, shape[1]).status.value == status
