@@ -176,7 +176,16 @@ class Scorer(ABC):
 
 
 class DirectScorer(Scorer):
-    """A scorer that needs no device: it counts, or reads what the sampler reported."""
+    """A scorer that needs no device: it counts, reads what the sampler reported, or asks elsewhere.
+
+    Attributes
+    ----------
+    n_threads : int
+        Threads of its own, for a scorer that waits or runs long: calls of ``score`` that may run
+        at once. 0: it is quick, and shares the text thread with all others.
+    """
+
+    n_threads = 0
 
     @abstractmethod
     def score(self, samples: Sequence[Sample]) -> FloatArray:

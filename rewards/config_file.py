@@ -20,6 +20,16 @@ _SCHEMAS: dict[str, type[BaseModel]] = {
     "sequence_classifier": config.SequenceClassifierConfig,
     "lexical": config.LexicalConfig,
     "sampler_logprob": config.SamplerLogprobConfig,
+    "remote": config.RemoteConfig,
+    "python": config.PythonConfig,
+    "vader": config.VaderConfig,
+    "verifiable": config.RegexCheckConfig,
+    "regex": config.RegexCheckConfig,
+    "json_schema": config.JsonSchemaCheckConfig,
+    "number": config.NumberCheckConfig,
+    "words": config.WordLimitsConfig,
+    "required": config.TermsCheckConfig,
+    "banned": config.TermsCheckConfig,
     "text": config.TextInput,
     "pair": config.PairInput,
     "chat": config.ChatInput,
@@ -110,11 +120,14 @@ def _explain(path: Path, error: ValidationError, lines: dict[FieldPath, int]) ->
     # A misspelt field is reported as unknown and, if it was needed, as missing: the former helps.
     first = min(error.errors(include_url=False), key=lambda item: item["type"] != "extra_forbidden")
     location: Sequence[str | int] = first["loc"]
-    # pydantic adds the tag of a union (a kind, a view) and "[key]" to the path; the file has none.
+    # pydantic adds the tag of a union (kind, check, view) and "[key]" to the path; the file has
+    # none.
     field: FieldPath = ()
     for position, part in enumerate(location):
         is_tag = location[0] == "scorers" and (
-            position == 2 or (position == 4 and location[3] == "input")
+            position == 2
+            or (position == 3 and location[2] == "verifiable")
+            or (position == 4 and location[3] == "input")
         )
         if part != "[key]" and not (is_tag and part in _SCHEMAS):
             field = (*field, part)

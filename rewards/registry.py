@@ -6,7 +6,15 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from rewards.base import Scorer, Value
-from rewards.config import LexicalConfig, SamplerLogprobConfig, ScorerConfig
+from rewards.config import (
+    LexicalConfig,
+    PythonConfig,
+    RemoteConfig,
+    SamplerLogprobConfig,
+    ScorerConfig,
+    SequenceClassifierConfig,
+    VaderConfig,
+)
 from rewards.config_file import config_error, read_config
 from rewards.suite import RewardSuite
 
@@ -86,6 +94,23 @@ def build_scorer(name: str, values: Sequence[str], config: ScorerConfig, folder:
         from rewards.models.likelihood import SamplerLogprobScorer
 
         return SamplerLogprobScorer(name, values, config)
+    if isinstance(config, RemoteConfig):
+        from rewards.models.remote import RemoteScorer
+
+        token_file = folder / Path(config.token_file).expanduser() if config.token_file else None
+        return RemoteScorer(name, values, config, token_file)
+    if isinstance(config, PythonConfig):
+        from rewards.models.entry_point import EntryPointScorer
+
+        return EntryPointScorer(name, values, config)
+    if isinstance(config, VaderConfig):
+        from rewards.models.sentiment import VaderScorer
+
+        return VaderScorer(name, values)
+    if not isinstance(config, SequenceClassifierConfig):
+        from rewards.models.verifiable import VerifiableScorer
+
+        return VerifiableScorer(name, values, config)
     from rewards.models.sequence_classifier import SequenceClassifier
 
     return SequenceClassifier(name, values, config, find_model(config.model, folder))

@@ -63,6 +63,7 @@ class RewardSuite:
         self._was_started = False
         self._health = {name: ScorerHealth() for name in dict.fromkeys(scorer_of.values())}
         self._text_thread = ThreadPoolExecutor(1, thread_name_prefix="rewards-text")
+        self._own_threads: dict[str, ThreadPoolExecutor] = {}
         self._batcher = Batcher(self._text_thread, ScoreCache(cache_entries), self._health)
 
     @property
@@ -116,13 +117,19 @@ class RewardSuite:
                 ],
             }
         )
+        self._own_threads = {
+            scorer.name: ThreadPoolExecutor(scorer.n_threads, f"rewards-{scorer.name}")
+            for scorer in scorers.values()
+            if isinstance(scorer, DirectScorer) and scorer.n_threads
+        }
         self._scorers = scorers
 
     async def close(self) -> None:
         """Fail what is in flight and end the threads; a closed suite cannot be started again."""
         self._batcher.close()
         # What is being prepared ends by itself, and then finds the batcher closed.
-        self._text_thread.shutdown(wait=False)
+        for threads in (self._text_thread, *self._own_threads.values()):
+            threads.shutdown(wait=False)
         await asyncio.to_thread(self._batcher.worker.join, _CLOSE_TIMEOUT_S)
 
     async def score(
@@ -153,18 +160,24 @@ class RewardSuite:
             self._scorers[scorer]
             for scorer in dict.fromkeys(self._scorer_of[name] for name in columns)
         ]
-        loop = asyncio.get_running_loop()
-        prepare = functools.partial(self._prepare, list(samples), needed)
+        apart = [
+            asyncio.ensure_future(self._direct(list(samples), [scorer], threads))
+            for scorer in needed
+            if (threads := self._own_threads.get(scorer.name)) is not None
+        ]
+        others = [scorer for scorer in needed if scorer.name not in self._own_threads]
         try:
-            scores, work = await loop.run_in_executor(self._text_thread, prepare)
-        except ScoringError as error:
-            # What one request lacks does not make the scorer fail for others.
-            self._health[error.scorer].last_error = str(error)
-            raise
-        batched = await self._batcher.score(work)
-        scores.update(
-            (piece.scorer.name, column) for piece, column in zip(work, batched, strict=True)
-        )
+            scores, work = await self._direct(list(samples), others, self._text_thread)
+            batched = await self._batcher.score(work)
+            scores.update(
+                (piece.scorer.name, column) for piece, column in zip(work, batched, strict=True)
+            )
+            for column, _ in await asyncio.gather(*apart):
+                scores.update(column)
+        finally:
+            for task in apart:
+                task.cancel()
+            await asyncio.gather(*apart, return_exceptions=True)  # seen: no stray errors
         return np.column_stack([scores[self._scorer_of[name]] for name in columns])
 
     def score_sync(
@@ -229,6 +242,18 @@ class RewardSuite:
                 )
             limits = dataclasses.replace(limits, max_tokens=max_tokens)
         return {scorer.name: scorer for scorer in scorers}, limits
+
+    async def _direct(
+        self, samples: list[Sample], scorers: list[Scorer], threads: ThreadPoolExecutor
+    ) -> tuple[dict[str, FloatArray], list[Work]]:
+        """Run `_prepare` off the event loop, and book its failure."""
+        prepare = functools.partial(self._prepare, samples, scorers)
+        try:
+            return await asyncio.get_running_loop().run_in_executor(threads, prepare)
+        except ScoringError as error:
+            # What one request lacks does not make the scorer fail for others.
+            self._health[error.scorer].last_error = str(error)
+            raise
 
     def _prepare(
         self, samples: list[Sample], scorers: list[Scorer]
