@@ -320,4 +320,4 @@ def _number(value: Any) -> str:
         return "-"
     if isinstance(value, list | tuple):
         return " to ".join(_number(one) for one in value)
-    return f"{value:.4g}"
+    return f"{value:.4g}" if abs(value) >= 1e-12 else "0"  # what is smaller is rounding
