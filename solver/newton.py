@@ -61,9 +61,10 @@ def maximise(dual: ServedDual, start: FloatArray, max_iterations: int) -> Outcom
     maximum over candidates that log-sum-exp needs anyway is the support function at λ, so every
     iterate is tested as a certificate for free.
     """
-    sign = np.sign(start)
-    wrong = ((sign > 0) & (dual.lower == -np.inf)) | ((sign < 0) & (dual.upper == np.inf))
-    point = np.where(wrong, 0.0, start)
+    point = start
+    if start.any():
+        wrong = ((start > 0) & (dual.lower == -np.inf)) | ((start < 0) & (dual.upper == np.inf))
+        point = np.where(wrong, 0.0, start)
     here = dual(point)
     if not here.is_finite and point.any():
         point = np.zeros_like(point)

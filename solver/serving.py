@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -57,9 +58,10 @@ def serve(dual: ServedDual, multipliers: FloatArray) -> Served:
             excesses.append(excess)
             sizes.append(1.0 / (weights * weights).sum(axis=0))
             divergences.append(everything @ excess - log_z)  # Σ w log w, as log w = λ·x − log Z
-        excess = np.concatenate(excesses, axis=1).T
-        ess = float(np.concatenate(sizes).mean())
-        kl = float(np.concatenate(divergences).mean() + np.log(groups.n_candidates))
+        excess = np.concatenate(excesses, axis=1).T if len(excesses) > 1 else excesses[0].T
+        ess = sum(float(part.sum()) for part in sizes) / dual.n_groups
+        kl = sum(float(part.sum()) for part in divergences) / dual.n_groups
+        kl += math.log(groups.n_candidates)
         expected = dual.origin + groups.scale * excess.mean(axis=0)
         shares = level_shares(dual, excess, weights)
         error = np.sqrt(inflation(dual) * (shares * shares).sum(axis=0))

@@ -101,10 +101,8 @@ def speed(pool, repeats, counts):
     answer = PilotSet(pilot.rewards[:1, :, :2], pilot.values[:2])
     wire = Palette({"v0": {"quantile": 0.65}, "v1": "keep"})
     add("scope answer, 1 x 16 x 2", lambda: solve(wire, answer))
-    add(
-        f"pool, N = inf, {pool.n_prompts} x {pool.n_values}",
-        lambda: solve(quantiles(pool.values, 0.6), pool, math.inf),
-    )
+    sixty = quantiles(pool.values, 0.6)
+    add(f"pool, N = inf, {pool.n_prompts} x {pool.n_values}", lambda: solve(sixty, pool, math.inf))
     few = max(3, repeats // 5)
     for groups in counts:
         big = PilotSet(synthetic(2000, 64, 6), pilot.values)
