@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -52,6 +52,8 @@ class AlignmentRequest:
     tools : Tools, optional
     text : str or tuple of int, optional
         A text, or its token ids, that the model continues without a chat template.
+    answer_id : str
+        The id of OpenAI's answer object, by which the client can speak of it later.
     """
 
     messages: tuple[Message, ...]
@@ -62,6 +64,7 @@ class AlignmentRequest:
     top_logprobs: int = 0
     tools: Tools | None = None
     text: str | tuple[int, ...] | None = None
+    answer_id: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,20 +109,36 @@ class Aligned:
 
 @dataclass(frozen=True, slots=True)
 class Served:
-    """What one answered request took and gave, for metrics and logs.
+    """What one answered request took and gave, for whoever observes.
+
+    `plan`, `candidates` and the report's `candidates_detail` hold texts, which must not be logged.
 
     Attributes
     ----------
     model : str
+    plan : Plan
+    promise : Promise or None
+        The one kept, which a deadline may have made anew; None without a palette.
+    candidates : tuple of Candidate
+        Those that were chosen among.
+    rewards : ndarray, shape (n_candidates, n_values), or None
+        Of those; None without a palette.
+    picks : ndarray of int
+        Positions in `candidates` of those served, in order; empty without a palette.
     n_candidates, n_served : int
     prompt_tokens, spent_tokens, served_tokens : int
         Of the prompt, of all candidates, and of those served.
     timing : TimingReport
     report : PaletteReport or None
-        None without a palette. `candidates_detail` holds texts: it is for the client alone.
+        None without a palette.
     """
 
     model: str
+    plan: Plan
+    promise: Promise | None
+    candidates: tuple[Candidate, ...]
+    rewards: np.ndarray | None
+    picks: np.ndarray
     n_candidates: int
     n_served: int
     prompt_tokens: int
@@ -127,6 +146,15 @@ class Served:
     served_tokens: int
     timing: TimingReport
     report: PaletteReport | None
+
+
+@dataclass(frozen=True, slots=True)
+class _Choice:
+    """What was chosen under which promise; empty without a palette."""
+
+    promise: Promise | None = None
+    rewards: np.ndarray | None = None
+    picks: np.ndarray = field(default_factory=lambda: np.empty(0, dtype=np.intp))
 
 
 Observer = Callable[[Served], None]
@@ -216,7 +244,7 @@ class Aligner:
         marks = (queued, begun, drawn.generated, scored)
         if options is None or rewards is None:
             timing = timing_report(plan.started, marks, 0.0)
-            return self._served(plan, drawn.finished, candidates, timing, None)
+            return self._served(plan, drawn.finished, candidates, _Choice(), timing, None)
 
         warnings: list[str] = []
         promise = plan.promise
@@ -253,18 +281,20 @@ class Aligner:
             self._calibration_report(plan, warnings),
             timing,
         )
-        chosen = [candidates[i] for i in picks]
-        return self._served(plan, drawn.finished, chosen, timing, report)
+        choice = _Choice(promise, rewards, picks)
+        return self._served(plan, drawn.finished, candidates, choice, timing, report)
 
     def _served(
         self,
         plan: Plan,
         finished: list[Candidate],
-        chosen: list[Candidate],
+        candidates: list[Candidate],
+        choice: _Choice,
         timing: TimingReport,
         report: PaletteReport | None,
     ) -> Aligned:
-        """Return the answer, once the observer was told of it."""
+        """Return the answer, once the observer was told of it; without a promise, all are it."""
+        chosen = [candidates[i] for i in choice.picks] if choice.promise else candidates
         spent = sum(candidate.n_tokens for candidate in finished)
         # Where only the upstream can count the prompt's tokens, the candidates have them.
         n_prompt_tokens = len(plan.prompt.token_ids) or max(
@@ -274,6 +304,11 @@ class Aligner:
             self._observe(
                 Served(
                     model=self.backend.model_id,
+                    plan=plan,
+                    promise=choice.promise,
+                    candidates=tuple(candidates),
+                    rewards=choice.rewards,
+                    picks=choice.picks,
                     n_candidates=len(finished),
                     n_served=len(chosen),
                     prompt_tokens=n_prompt_tokens,

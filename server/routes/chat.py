@@ -26,9 +26,10 @@ async def create_chat_completion(
     """Answer a conversation under a palette."""
     check_model(body.model, context)
     aligner = context.aligner
-    # Whatever can be refused is refused here, before a stream's status 200 is on its way.
-    plan = await until_client_leaves(request, aligner.plan(chat_request(body, context)))
     head = identity("chatcmpl", body.model, context)
+    # Whatever can be refused is refused here, before a stream's status 200 is on its way.
+    wanted = chat_request(body, context, head["id"])
+    plan = await until_client_leaves(request, aligner.plan(wanted))
     if body.service_tier is not None:
         head["service_tier"] = "default"
     wants_logprobs = bool(body.logprobs)

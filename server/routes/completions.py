@@ -36,9 +36,10 @@ async def create_completion(
     """Continue one or more texts under a palette."""
     check_model(body.model, context)
     aligner = context.aligner
-    # Whatever can be refused is refused here, before a stream's status 200 is on its way.
-    plans = await until_client_leaves(request, _plan(aligner, completion_requests(body, context)))
     head = identity("cmpl", body.model, context)
+    # Whatever can be refused is refused here, before a stream's status 200 is on its way.
+    wanted = completion_requests(body, context, head["id"])
+    plans = await until_client_leaves(request, _plan(aligner, wanted))
     if body.stream:
         include_usage = body.stream_options is not None and body.stream_options.include_usage
         return await streamed(

@@ -37,7 +37,7 @@ def refusal(param: str, message: str, kind: str = "unsupported") -> RequestValid
     return RequestValidationError([{"loc": ("body", param), "msg": message, "type": kind}])
 
 
-def chat_request(body: ChatCompletionRequest, context: Context) -> AlignmentRequest:
+def chat_request(body: ChatCompletionRequest, context: Context, answer_id: str) -> AlignmentRequest:
     """Return what a chat body asks for, with the operator's defaults filled in.
 
     Raises
@@ -55,13 +55,16 @@ def chat_request(body: ChatCompletionRequest, context: Context) -> AlignmentRequ
             palette=_palette(body, context.settings),
             top_logprobs=body.top_logprobs or 0,
             tools=_tools(body),
+            answer_id=answer_id,
         ),
         context.aligner.backend,
         wants_logprobs=bool(body.logprobs),
     )
 
 
-def completion_requests(body: CompletionRequest, context: Context) -> list[AlignmentRequest]:
+def completion_requests(
+    body: CompletionRequest, context: Context, answer_id: str
+) -> list[AlignmentRequest]:
     """Return what a text completion body asks for, one request a prompt.
 
     Raises
@@ -81,6 +84,7 @@ def completion_requests(body: CompletionRequest, context: Context) -> list[Align
                 palette=_palette(body, context.settings),
                 top_logprobs=body.logprobs or 0,
                 text=text,
+                answer_id=answer_id,
             ),
             context.aligner.backend,
             wants_logprobs=body.logprobs is not None,
