@@ -1,7 +1,8 @@
 """The words of this package and the interface of a scorer, documented here once.
 
-A *scorer* computes one number for one sample. A *value* is what a client aligns; it names the
-scorer that measures it. Several values may share a scorer, which then runs once.
+A *scorer* computes one or several numbers, its *outputs*, for one sample. A *value* is what a
+client aligns; it names the output that measures it, or a mix of some. Several values may share a
+scorer, which then runs once.
 """
 
 from __future__ import annotations
@@ -15,6 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 FloatArray = NDArray[np.float64]
+
+# The output of a scorer that has one.
+SCORE = "score"
 
 
 class CalledFunction(TypedDict):
@@ -131,7 +135,7 @@ class Tokens:
 
 
 class Scorer(ABC):
-    """Computes one number per sample. Subclass one of the two kinds below.
+    """Computes its outputs of each sample. Subclass one of the two kinds below.
 
     Parameters
     ----------
@@ -142,10 +146,13 @@ class Scorer(ABC):
 
     Attributes
     ----------
+    outputs : tuple of str
+        Names of its numbers, in the order of the columns it gives; set by ``__init__``.
     needs_logprobs : bool
         Whether it reads what the sampler reported, so that it cannot score a text from elsewhere.
     """
 
+    outputs: tuple[str, ...] = (SCORE,)
     needs_logprobs = False
 
     def __init__(self, name: str, values: Sequence[str]) -> None:
@@ -153,10 +160,10 @@ class Scorer(ABC):
         self.values = tuple(values)
 
     @abstractmethod
-    def identity(self) -> dict[str, object]:
-        """Return everything that its numbers depend on, as JSON; called after ``load``.
+    def identity(self, output: str) -> dict[str, object]:
+        """Return everything that an output depends on, as JSON; called after ``load``.
 
-        Two scorers with equal identities give equal scores, whatever folder they live in. The
+        Outputs with equal identities give equal scores, whatever folder their models live in. The
         suite's fingerprint is made of these.
         """
 
@@ -189,7 +196,9 @@ class DirectScorer(Scorer):
 
     @abstractmethod
     def score(self, samples: Sequence[Sample]) -> FloatArray:
-        """Return one number per sample, shape (n_samples,); runs off the event loop.
+        """Return the outputs, shape (n_samples, n_outputs); runs off the event loop.
+
+        With a single output the shape may be (n_samples,).
 
         Raises
         ------
@@ -222,8 +231,24 @@ class BatchedScorer(Scorer):
 
     @abstractmethod
     def forward(self, batch: Sequence[Tokens]) -> FloatArray:
-        """Return one number per input, shape (n_inputs,), whatever it is batched with.
+        """Return the outputs, shape (n_inputs, n_outputs), whatever an input is batched with.
+
+        With a single output the shape may be (n_inputs,).
 
         What is raised here fails the requests of this batch; numbers that are not finite fail the
         requests they belong to.
         """
+
+
+def as_rows(scores: FloatArray, n_inputs: int, n_outputs: int) -> FloatArray:
+    """Return what a scorer gave as shape (n_inputs, n_outputs).
+
+    Raises
+    ------
+    ValueError
+        When it has another shape.
+    """
+    if scores.shape != (n_inputs, n_outputs) and (n_outputs != 1 or scores.shape != (n_inputs,)):
+        msg = f"scores of the shape {scores.shape} came back for {n_inputs} inputs"
+        raise ValueError(f"{msg} and {n_outputs} outputs" if n_outputs > 1 else msg)
+    return scores.reshape(n_inputs, n_outputs)

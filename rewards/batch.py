@@ -15,7 +15,7 @@ from typing import Generic, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from rewards.base import BatchedScorer, Rendered, Tokens
+from rewards.base import BatchedScorer, FloatArray, Rendered, Tokens
 
 Waiter = TypeVar("Waiter")
 IntArray = NDArray[np.int64]
@@ -59,8 +59,8 @@ class Entry(Generic[Waiter]):
         None until encoded.
     waiters : list
         Empty once every request that wanted it has gone; it is then not worth scoring.
-    score : float
-        NaN until scored.
+    score : ndarray, shape (n_outputs,), or None
+        None until scored.
     """
 
     scorer: BatchedScorer
@@ -69,7 +69,7 @@ class Entry(Generic[Waiter]):
     rendered: Rendered
     tokens: Tokens | None = None
     waiters: list[Waiter] = field(default_factory=list)
-    score: float = float("nan")
+    score: FloatArray | None = None
 
     def __len__(self) -> int:
         """Return the number of tokens, 0 until encoded."""

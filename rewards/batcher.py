@@ -71,7 +71,7 @@ class Batcher:
         self._loop: asyncio.AbstractEventLoop | None = None
 
     async def score(self, work: Sequence[Work]) -> list[FloatArray]:
-        """Return the scores of each piece of work, shape (n_inputs,).
+        """Return the scores of each piece of work, shape (n_inputs, n_outputs).
 
         Raises
         ------
@@ -88,7 +88,7 @@ class Batcher:
         self.check_open()
         self._loop = asyncio.get_running_loop()
         request = _Request(self._loop.create_future())
-        scores = [np.full(len(piece.keys), np.nan) for piece in work]
+        scores = [np.full((len(piece.keys), len(piece.scorer.outputs)), np.nan) for piece in work]
         places: list[tuple[FloatArray, int, Entry[_Request]]] = []
         try:
             for piece, column in zip(work, scores, strict=True):
@@ -97,8 +97,9 @@ class Batcher:
                 await request.done
         finally:
             self._withdraw(request)
-        for column, row, entry in places:
-            column[row] = entry.score
+        for rows, row, entry in places:
+            assert entry.score is not None  # none is missing
+            rows[row] = entry.score
         return scores
 
     def check_open(self) -> None:
@@ -176,13 +177,14 @@ class Batcher:
                 self._fail(entry, _scoring_error(scorer, outcome))
             return
         health.ran([len(entry) for entry in batch])
-        for entry, score in zip(batch, outcome.tolist(), strict=True):
-            if not np.isfinite(score):
-                problem = f"the model gave {score}, which is no score; check its weights and dtype"
+        for entry, score in zip(batch, outcome, strict=True):
+            if not np.isfinite(score).all():
+                bad = score[~np.isfinite(score)][0]
+                problem = f"the model gave {bad}, which is no score; check its weights and dtype"
                 health.failed(problem)
                 self._fail(entry, ScoringError(scorer.name, scorer.values, problem))
                 continue
-            entry.score = score
+            entry.score = score.copy()  # not a view, which would keep the whole batch
             self._cache.put(scorer.name, entry.key, score)
             self._forget(entry)
             for request in entry.waiters:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 from pathlib import Path
 
 import yaml
@@ -169,6 +169,35 @@ def _known_fields(location: Sequence[str | int]) -> list[str]:
 
 def _check_references(path: Path, settings: RewardsConfig, lines: dict[FieldPath, int]) -> None:
     for name, value in settings.values.items():
-        if value.scorer not in settings.scorers:
-            problem = f"no scorer {value.scorer!r}; {suggest(value.scorer, settings.scorers)}"
-            raise config_error(path, lines, ("values", name, "from"), problem)
+        field = "from" if value.source is not None else "mix"
+        for source in value.weights:
+            _check_source(path, settings, lines, ("values", name, field), source)
+        if value.watch is not None:
+            _check_source(path, settings, lines, ("values", name, "watch"), value.watch)
+            if value.watch in value.weights:
+                problem = f"{value.watch} is what is optimised; watch another scorer"
+                raise config_error(path, lines, ("values", name, "watch"), problem)
+
+
+def _check_source(
+    path: Path, settings: RewardsConfig, lines: dict[FieldPath, int], field: FieldPath, source: str
+) -> None:
+    scorer, output = split_source(source, settings.scorers)
+    if scorer not in settings.scorers:
+        problem = f"no scorer {scorer!r}; {suggest(scorer, settings.scorers)}"
+        raise config_error(path, lines, field, problem)
+    outputs = settings.scorers[scorer].output_names
+    if output is None and len(outputs) > 1:
+        problem = f"{scorer} has several outputs: write {scorer}.{outputs[0]}, or another of them; "
+        raise config_error(path, lines, field, problem + suggest("", outputs))
+    if output is not None and output not in outputs:
+        problem = f"{scorer} has no output {output!r}; {suggest(output, outputs)}"
+        raise config_error(path, lines, field, problem)
+
+
+def split_source(source: str, scorers: Container[str]) -> tuple[str, str | None]:
+    """Return scorer and output of ``scorer`` or ``scorer.output``; names may hold dots too."""
+    if source in scorers or "." not in source:
+        return source, None
+    scorer, _, output = source.rpartition(".")
+    return (scorer, output) if scorer in scorers else (source, None)

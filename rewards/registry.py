@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from rewards.base import Scorer, Value
+from rewards.columns import Column, Term
 from rewards.config import (
     LexicalConfig,
     PythonConfig,
     RemoteConfig,
+    RewardsConfig,
     SamplerLogprobConfig,
     ScorerConfig,
     SequenceClassifierConfig,
     VaderConfig,
 )
-from rewards.config_file import config_error, read_config
+from rewards.config_file import config_error, read_config, split_source
 from rewards.suite import RewardSuite
 
 
@@ -49,9 +51,16 @@ def load_rewards(
     """
     path = Path(path)
     config, lines = read_config(path)
+    columns = [Column(name, _terms(config, value.weights)) for name, value in config.values.items()]
+    watches = {
+        name: Column(f"{name}.watch", _terms(config, {value.watch: 1.0}))
+        for name, value in config.values.items()
+        if value.watch is not None
+    }
     fed: dict[str, list[str]] = {}
-    for name, value in config.values.items():
-        fed.setdefault(value.scorer, []).append(name)
+    for column in (*columns, *watches.values()):
+        for scorer in column.scorers:
+            fed.setdefault(scorer, []).append(column.name)
 
     def build() -> list[Scorer]:
         # Scorers that feed nothing are not built: a model in memory that nobody reads.
@@ -64,7 +73,8 @@ def load_rewards(
         values=[
             Value(name, value.description, value.unit) for name, value in config.values.items()
         ],
-        scorer_of={name: value.scorer for name, value in config.values.items()},
+        columns=[*columns, *watches.values()],
+        watches={name: column.name for name, column in watches.items()},
         build=build,
         refuse=lambda field, problem: config_error(path, lines, field, problem),
         device=device,
@@ -72,6 +82,15 @@ def load_rewards(
         cache_entries=cache_entries,
         torch_threads=torch_threads,
     )
+
+
+def _terms(config: RewardsConfig, weights: Mapping[str, float]) -> tuple[Term, ...]:
+    """Return the terms of a column from its sources and their weights."""
+    found = []
+    for source, weight in weights.items():
+        scorer, output = split_source(source, config.scorers)
+        found.append(Term(scorer, output or config.scorers[scorer].output_names[0], weight))
+    return tuple(found)
 
 
 def build_scorer(name: str, values: Sequence[str], config: ScorerConfig, folder: Path) -> Scorer:

@@ -12,10 +12,19 @@ from typing import Self
 
 import numpy as np
 
-from rewards.base import BatchedScorer, DirectScorer, FloatArray, Sample, Scorer, Value
+from rewards.base import (
+    BatchedScorer,
+    DirectScorer,
+    FloatArray,
+    Sample,
+    Scorer,
+    Value,
+    as_rows,
+)
 from rewards.batch import BatchLimits
 from rewards.batcher import Batcher, Work
 from rewards.cache import ScoreCache
+from rewards.columns import Column
 from rewards.config_file import FieldPath, suggest
 from rewards.errors import RewardConfigError, RewardError, ScoringError
 from rewards.health import ScorerHealth
@@ -36,13 +45,18 @@ class RewardSuite:
         In the order of the file, which is the order of the columns everywhere.
     names : tuple of str
         Their names.
+    columns : tuple of str
+        All that can be scored: the names, then what is only watched.
+    watches : dict of str to str
+        Value -> the column of its held-out scorer, which nobody optimises.
     """
 
     def __init__(
         self,
         *,
         values: Sequence[Value],
-        scorer_of: Mapping[str, str],
+        columns: Sequence[Column],
+        watches: Mapping[str, str],
         build: Callable[[], list[Scorer]],
         refuse: Callable[[FieldPath, str], RewardConfigError],
         device: str,
@@ -52,7 +66,9 @@ class RewardSuite:
     ) -> None:
         self.values = tuple(values)
         self.names = tuple(value.name for value in self.values)
-        self._scorer_of = dict(scorer_of)
+        self._columns = {column.name: column for column in columns}
+        self.columns = tuple(self._columns)
+        self.watches = dict(watches)
         self._build = build
         self._refuse = refuse
         self._device = device
@@ -61,7 +77,8 @@ class RewardSuite:
         self._scorers: dict[str, Scorer] = {}
         self._fingerprint: str | None = None
         self._was_started = False
-        self._health = {name: ScorerHealth() for name in dict.fromkeys(scorer_of.values())}
+        used = [scorer for column in columns for scorer in column.scorers]
+        self._health = {name: ScorerHealth() for name in dict.fromkeys(used)}
         self._text_thread = ThreadPoolExecutor(1, thread_name_prefix="rewards-text")
         self._own_threads: dict[str, ThreadPoolExecutor] = {}
         self._batcher = Batcher(self._text_thread, ScoreCache(cache_entries), self._health)
@@ -83,7 +100,9 @@ class RewardSuite:
         if not self._scorers:
             raise RewardError("what values need is known once the suite is started; await start()")
         return tuple(
-            name for name in self.names if not self._scorers[self._scorer_of[name]].needs_logprobs
+            name
+            for name in self.names
+            if not any(self._scorers[one].needs_logprobs for one in self._columns[name].scorers)
         )
 
     async def start(self) -> None:
@@ -111,11 +130,7 @@ class RewardSuite:
             raise
         worker.limits = limits
         self._fingerprint = hash_json(
-            {
-                "values": [
-                    [name, scorers[self._scorer_of[name]].identity()] for name in self.names
-                ],
-            }
+            {"values": [self._columns[name].identity(scorers) for name in self.names]}
         )
         self._own_threads = {
             scorer.name: ThreadPoolExecutor(scorer.n_threads, f"rewards-{scorer.name}")
@@ -135,13 +150,13 @@ class RewardSuite:
     async def score(
         self, samples: Sequence[Sample], names: Collection[str] | None = None
     ) -> FloatArray:
-        """Return the rewards of samples, shape (n_samples, n_values).
+        """Return the rewards of samples, shape (n_samples, n_columns).
 
         Parameters
         ----------
         samples : sequence of Sample
         names : collection of str or None
-            Values wanted, columns in the suite's order; None for all. Others cost nothing.
+            Columns wanted, in the suite's order; None for all values. Others cost nothing.
 
         Raises
         ------
@@ -150,7 +165,7 @@ class RewardSuite:
         RewardError
             On an unknown value, or when the suite is not running.
         """
-        columns = self._columns(names)
+        columns = self._wanted(names)
         if not self._scorers:
             raise RewardError("the reward suite is not started; await start() first")
         self._batcher.check_open()
@@ -158,7 +173,7 @@ class RewardSuite:
             return np.empty((len(samples), len(columns)))
         needed = [
             self._scorers[scorer]
-            for scorer in dict.fromkeys(self._scorer_of[name] for name in columns)
+            for scorer in dict.fromkeys(one for column in columns for one in column.scorers)
         ]
         apart = [
             asyncio.ensure_future(self._direct(list(samples), [scorer], threads))
@@ -170,15 +185,15 @@ class RewardSuite:
             scores, work = await self._direct(list(samples), others, self._text_thread)
             batched = await self._batcher.score(work)
             scores.update(
-                (piece.scorer.name, column) for piece, column in zip(work, batched, strict=True)
+                (piece.scorer.name, rows) for piece, rows in zip(work, batched, strict=True)
             )
-            for column, _ in await asyncio.gather(*apart):
-                scores.update(column)
+            for found, _ in await asyncio.gather(*apart):
+                scores.update(found)
         finally:
             for task in apart:
                 task.cancel()
             await asyncio.gather(*apart, return_exceptions=True)  # seen: no stray errors
-        return np.column_stack([scores[self._scorer_of[name]] for name in columns])
+        return np.column_stack([column.read(scores, self._scorers) for column in columns])
 
     def score_sync(
         self, samples: Sequence[Sample], names: Collection[str] | None = None
@@ -208,13 +223,13 @@ class RewardSuite:
         """Close, outside of asyncio."""
         asyncio.run(self.close())
 
-    def _columns(self, names: Collection[str] | None) -> list[str]:
+    def _wanted(self, names: Collection[str] | None) -> list[Column]:
         if names is None:
-            return list(self.names)
+            names = self.names
         for name in names:
-            if name not in self.names:
-                raise RewardError(f"unknown value {name!r}; {suggest(name, self.names)}")
-        return [name for name in self.names if name in names]
+            if name not in self._columns:
+                raise RewardError(f"unknown value {name!r}; {suggest(name, self.columns)}")
+        return [column for name, column in self._columns.items() if name in names]
 
     def _load(self) -> tuple[dict[str, Scorer], BatchLimits]:
         """Build and load the scorers, and settle the size of batches; on the device thread."""
@@ -264,7 +279,8 @@ class RewardSuite:
         for scorer in scorers:
             try:
                 if isinstance(scorer, DirectScorer):
-                    scores[scorer.name] = scorer.score(samples)
+                    given = scorer.score(samples)
+                    scores[scorer.name] = as_rows(given, len(samples), len(scorer.outputs))
                     self._health[scorer.name].counted(len(samples))
                 elif isinstance(scorer, BatchedScorer):
                     rendered = [scorer.render(sample) for sample in samples]

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 from typing import Generic, TypeVar
 
-from rewards.base import FloatArray
+from rewards.base import FloatArray, as_rows
 from rewards.batch import BatchLimits, Entry, EntryQueue, Waiter
 
 Result = TypeVar("Result")
@@ -27,8 +27,8 @@ class Worker(Generic[Waiter]):
     Parameters
     ----------
     on_batch : callable
-        Called on this thread with a batch and either its scores, shape (n_entries,), or the
-        exception that the forward pass raised. Must not raise.
+        Called on this thread with a batch and either its scores, shape (n_entries, n_outputs), or
+        the exception that the forward pass raised. Must not raise.
     """
 
     def __init__(self, on_batch: BatchCallback[Waiter]) -> None:
@@ -107,9 +107,7 @@ class Worker(Generic[Waiter]):
     def _forward(self, batch: list[Entry[Waiter]]) -> FloatArray | Exception:
         try:
             tokens = [entry.tokens for entry in batch if entry.tokens is not None]
-            scores = batch[0].scorer.forward(tokens)
-            if scores.shape != (len(batch),):
-                raise ValueError(f"{scores.shape} scores came back for {len(batch)} inputs")
+            scorer = batch[0].scorer
+            return as_rows(scorer.forward(tokens), len(batch), len(scorer.outputs))
         except Exception as error:  # noqa: BLE001 - any failure belongs to this batch; the loop goes on
             return error
-        return scores

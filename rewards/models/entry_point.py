@@ -53,7 +53,7 @@ class EntryPointScorer(DirectScorer):
         self._sources: dict[str, str] = {}
 
     @override
-    def identity(self) -> dict[str, object]:
+    def identity(self, output: str) -> dict[str, object]:
         fields = {"kind", "entry_point", "options", "index"}
         return {**self._config.model_dump(include=fields), "sources": self._sources}
 

@@ -213,7 +213,7 @@ class LexicalScorer(DirectScorer):
         self._config = config
 
     @override
-    def identity(self) -> dict[str, object]:
+    def identity(self, output: str) -> dict[str, object]:
         return {**self._config.model_dump(), "version": self.VERSION, "window": WINDOW}
 
     @override

@@ -26,7 +26,7 @@ class SamplerLogprobScorer(DirectScorer):
         self._config = config
 
     @override
-    def identity(self) -> dict[str, object]:
+    def identity(self, output: str) -> dict[str, object]:
         return dict(self._config.model_dump())
 
     @override

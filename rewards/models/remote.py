@@ -118,7 +118,7 @@ class RemoteScorer(DirectScorer):
         self._view = make_view(config.input, None) if config.input and is_text else None
 
     @override
-    def identity(self) -> dict[str, object]:
+    def identity(self, output: str) -> dict[str, object]:
         fields = {"kind", "api", "url", "model", "input", "output", "truncate"}
         return dict(self._config.model_dump(include=fields))
 

@@ -58,7 +58,7 @@ class VaderScorer(DirectScorer):
         self._lexicon = hashlib.sha256(tables.encode()).hexdigest()
 
     @override
-    def identity(self) -> dict[str, object]:
+    def identity(self, output: str) -> dict[str, object]:
         return {
             "kind": "vader",
             "version": self.VERSION,

@@ -30,7 +30,7 @@ _DEFAULT_MAX_LENGTH = 2048
 
 
 class SequenceClassifier(BatchedScorer):
-    """One transformers sequence classifier and one way to read its logits.
+    """One transformers sequence classifier, and one or several ways to read its logits.
 
     Parameters
     ----------
@@ -49,13 +49,15 @@ class SequenceClassifier(BatchedScorer):
         source: Path | str,
     ) -> None:
         super().__init__(name, values)
+        self.outputs = config.output_names
         self._config = config
         self._source = source
         self._weights = ""
 
     @override
-    def identity(self) -> dict[str, object]:
-        settings = self._config.model_dump(include={"kind", "dtype", "input", "output"})
+    def identity(self, output: str) -> dict[str, object]:
+        settings = self._config.model_dump(include={"kind", "dtype", "input"})
+        settings["output"] = self._config.reads[output].model_dump()
         return {**settings, "max_length": self.max_length, "weights": self._weights}
 
     @override
@@ -101,7 +103,8 @@ class SequenceClassifier(BatchedScorer):
             tensors = {
                 key: torch.from_numpy(array).to(self._device) for key, array in inputs.items()
             }
-            scores = self._readout(self._model(**tensors).logits.float())
+            logits = self._model(**tensors).logits.float()
+            scores = torch.stack([read(logits) for read in self._readouts], dim=1)
             return np.asarray(scores.cpu().numpy(), dtype=np.float64)
 
     def _load(self, device: str) -> Any:
@@ -160,7 +163,9 @@ class SequenceClassifier(BatchedScorer):
             and getattr(text_config, "type_vocab_size", 0) > 1
         )
         try:
-            self._readout = Readout(self._config.output, model.config.id2label)
+            self._readouts = [
+                Readout(output, model.config.id2label) for output in self._config.reads.values()
+            ]
         except ValueError as error:
             raise self._error(str(error)) from None
 

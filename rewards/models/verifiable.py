@@ -65,7 +65,7 @@ class VerifiableScorer(DirectScorer):
         self._check = _check_of(config)
 
     @override
-    def identity(self) -> dict[str, object]:
+    def identity(self, output: str) -> dict[str, object]:
         return {**self._config.model_dump(by_alias=True), "version": self.VERSION}
 
     @override

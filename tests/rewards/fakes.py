@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from rewards.base import BatchedScorer, Rendered, Sample, Scorer, Tokens, Value
+from rewards.columns import Column, Term
 from rewards.errors import RewardConfigError
 from rewards.suite import RewardSuite
 
@@ -28,7 +29,7 @@ class HeldScorer(BatchedScorer):
         if not is_held:
             self.gate.set()
 
-    def identity(self):
+    def identity(self, output):
         return {"kind": "held"}
 
     def render(self, sample: Sample) -> Rendered:
@@ -61,7 +62,8 @@ def suite_of(
     names = [scorer.name for scorer in scorers]
     return RewardSuite(
         values=[Value(name, "", "") for name in names],
-        scorer_of={name: name for name in names},
+        columns=[Column(name, (Term(name, "score"),)) for name in names],
+        watches={},
         build=build or (lambda: list(scorers)),
         refuse=lambda field, problem: RewardConfigError(Path("f"), 1, ".".join(field), problem),
         device="cpu",

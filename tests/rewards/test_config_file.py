@@ -60,7 +60,7 @@ def test_values_in_the_order_of_the_file(tmp_path):
         ("from: tone", "from: tune", 18, "values.positive.from", "did you mean 'tone'"),
         ("from: ask", "form: ask", 21, "values.helpful.form", "did you mean 'from'"),
         ("kind: lexical", "kind: lexcal", 15, "scorers.words.kind", "did you mean 'lexical'"),
-        ("{from: ask}", "{unit: x}", 21, "values.helpful.from", "missing; add it"),
+        ("{from: ask}", "{unit: x}", 21, "values.helpful", "either from or mix"),
         ("kind: lexical, ", "", 15, "scorers.words", "'kind' is missing"),
         ("measure: words", "measure: word", 15, "scorers.words.measure", "'words' or 'lexical"),
         ("view: pair", "view: chart", 13, "scorers.ask.input.view", "did you mean 'chat'"),

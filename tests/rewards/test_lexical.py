@@ -209,7 +209,7 @@ def test_every_measure_of_the_file_is_there_and_has_its_own_identity():
     names = typing.get_args(LexicalConfig.model_fields["measure"].annotation)
     assert set(names) == set(MEASURES)
     identities = [
-        str(LexicalScorer("m", [], LexicalConfig(kind="lexical", measure=name)).identity())
+        str(LexicalScorer("m", [], LexicalConfig(kind="lexical", measure=name)).identity("score"))
         for name in names
     ]
     assert len(set(identities)) == len(names)

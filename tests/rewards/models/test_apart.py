@@ -24,7 +24,7 @@ class Waiting(DirectScorer):
         self.entered = threading.Semaphore(0)
         self.fails = False
 
-    def identity(self):
+    def identity(self, output):
         return {}
 
     def score(self, samples):

@@ -60,7 +60,7 @@ def test_length_alone_moves_nothing_and_takes_bounded_time(vader):
 
 
 def test_identity(vader):
-    identity = vader.identity()
+    identity = vader.identity("score")
     assert identity["kind"] == "vader"
     assert identity["package"] == "3.3.2"
     assert len(identity["lexicon"]) == 64

@@ -294,7 +294,9 @@ def test_identity_holds_every_setting():
         {"check": "banned", "terms": ["a"]},
         {"check": "banned", "terms": ["a", "b"]},
     ]
-    identities = [json.dumps(scorer(**fields).identity(), sort_keys=True) for fields in variants]
+    identities = [
+        json.dumps(scorer(**fields).identity("score"), sort_keys=True) for fields in variants
+    ]
     assert len(set(identities)) == len(variants)
     assert all(json.loads(text)["version"] == VerifiableScorer.VERSION for text in identities)
     assert json.loads(identities[3])["schema"] == {}
