@@ -34,6 +34,7 @@ _SCHEMAS: dict[str, type[BaseModel]] = {
     "pair": config.PairInput,
     "chat": config.ChatInput,
     "output": config.OutputConfig,
+    "transform": config.TransformConfig,
 }
 
 
@@ -162,7 +163,7 @@ def _known_fields(location: Sequence[str | int]) -> list[str]:
     schema: type[BaseModel] = RewardsConfig
     if len(location) > 1:
         schema = config.ValueConfig
-        if location[0] == "scorers":
+        if location[0] == "scorers" or len(location) > 3:
             schema = _SCHEMAS[str(location[-2])]
     return [field.alias or name for name, field in schema.model_fields.items()]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from rewards.base import Scorer, Value
+from rewards.base import SCORE, Scorer, Value
 from rewards.columns import Column, Term
 from rewards.config import (
     LexicalConfig,
@@ -19,6 +19,7 @@ from rewards.config import (
 )
 from rewards.config_file import config_error, read_config, split_source
 from rewards.suite import RewardSuite
+from rewards.transforms import LENGTH
 
 
 def load_rewards(
@@ -62,10 +63,23 @@ def load_rewards(
         for scorer in column.scorers:
             fed.setdefault(scorer, []).append(column.name)
 
+    transforms = {
+        name: value.transform
+        for name, value in config.values.items()
+        if value.transform is not None
+    }
+    scorers = dict(config.scorers)
+    lengths = []
+    if any(transform.length_control for transform in transforms.values()):
+        # No name of a file begins with a dot.
+        scorers[LENGTH] = LexicalConfig(kind="lexical", measure="words")
+        fed[LENGTH] = [name for name, one in transforms.items() if one.length_control]
+        lengths = [Column(LENGTH, (Term(LENGTH, SCORE),))]
+
     def build() -> list[Scorer]:
         # Scorers that feed nothing are not built: a model in memory that nobody reads.
         return [
-            build_scorer(scorer, values, config.scorers[scorer], path.parent)
+            build_scorer(scorer, values, scorers[scorer], path.parent)
             for scorer, values in fed.items()
         ]
 
@@ -73,7 +87,8 @@ def load_rewards(
         values=[
             Value(name, value.description, value.unit) for name, value in config.values.items()
         ],
-        columns=[*columns, *watches.values()],
+        columns=[*columns, *watches.values(), *lengths],
+        transforms=transforms,
         watches={name: column.name for name, column in watches.items()},
         build=build,
         refuse=lambda field, problem: config_error(path, lines, field, problem),

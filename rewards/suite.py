@@ -25,6 +25,7 @@ from rewards.batch import BatchLimits
 from rewards.batcher import Batcher, Work
 from rewards.cache import ScoreCache
 from rewards.columns import Column
+from rewards.config import TransformConfig
 from rewards.config_file import FieldPath, suggest
 from rewards.errors import RewardConfigError, RewardError, ScoringError
 from rewards.health import ScorerHealth
@@ -46,9 +47,13 @@ class RewardSuite:
     names : tuple of str
         Their names.
     columns : tuple of str
-        All that can be scored: the names, then what is only watched.
+        All that can be scored: the names, then what is only watched, then lengths where a
+        transform reads them.
     watches : dict of str to str
         Value -> the column of its held-out scorer, which nobody optimises.
+    transforms : dict of str to TransformConfig
+        Of the values that have one: what becomes of their numbers before they are aligned. What
+        `score` returns is as measured; see `rewards.transforms`.
     """
 
     def __init__(
@@ -57,6 +62,7 @@ class RewardSuite:
         values: Sequence[Value],
         columns: Sequence[Column],
         watches: Mapping[str, str],
+        transforms: Mapping[str, TransformConfig],
         build: Callable[[], list[Scorer]],
         refuse: Callable[[FieldPath, str], RewardConfigError],
         device: str,
@@ -69,6 +75,7 @@ class RewardSuite:
         self._columns = {column.name: column for column in columns}
         self.columns = tuple(self._columns)
         self.watches = dict(watches)
+        self.transforms = dict(transforms)
         self._build = build
         self._refuse = refuse
         self._device = device

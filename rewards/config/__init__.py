@@ -11,6 +11,7 @@ from rewards.config.models import SequenceClassifierConfig
 from rewards.config.outputs import OutputConfig
 from rewards.config.outside import PythonConfig, RemoteConfig
 from rewards.config.text import LexicalConfig, SamplerLogprobConfig, VaderConfig
+from rewards.config.transforms import TransformConfig
 from rewards.config.values import RewardsConfig, ScorerConfig, ValueConfig
 from rewards.config.verifiable import (
     JsonSchemaCheckConfig,
@@ -38,6 +39,7 @@ __all__ = [
     "SequenceClassifierConfig",
     "TermsCheckConfig",
     "TextInput",
+    "TransformConfig",
     "VaderConfig",
     "ValueConfig",
     "VerifiableConfig",

@@ -11,6 +11,7 @@ from rewards.config.models import SequenceClassifierConfig
 from rewards.config.outside import PythonConfig, RemoteConfig
 from rewards.config.section import Name, Section
 from rewards.config.text import LexicalConfig, SamplerLogprobConfig, VaderConfig
+from rewards.config.transforms import TransformConfig
 from rewards.config.verifiable import VerifiableConfig
 
 ScorerConfig = Annotated[
@@ -44,6 +45,9 @@ class ValueConfig(Section):
         "never optimised: when it falls while the value rises, the reward is being gamed.",
     )
     description: str = Field("", description="What a higher number means; shown to clients.")
+    transform: TransformConfig | None = Field(
+        None, description="What is done to the numbers before they are aligned."
+    )
     unit: str = Field("score", description="Unit of the numbers; shown to clients.")
 
     @model_validator(mode="after")

@@ -64,6 +64,7 @@ def suite_of(
         values=[Value(name, "", "") for name in names],
         columns=[Column(name, (Term(name, "score"),)) for name in names],
         watches={},
+        transforms={},
         build=build or (lambda: list(scorers)),
         refuse=lambda field, problem: RewardConfigError(Path("f"), 1, ".".join(field), problem),
         device="cpu",

@@ -77,6 +77,21 @@ async def test_only_what_is_asked_for_runs(write):
             await suite.score(SAMPLES, ["a.watc"])
 
 
+async def test_transforms_are_told_and_not_done(write):
+    path = write("from: several.gap}", "from: several.gap, transform: {length_control: true}}")
+    async with load_rewards(path, device="cpu") as suite:
+        assert list(suite.transforms) == ["b"]
+        assert suite.names == ("a", "b", "both", "alone")
+        assert suite.columns == (*suite.names, "a.watch", ".words")
+        scores = await suite.score(SAMPLES, suite.columns)
+        fingerprint = suite.fingerprint
+    assert scores[:, 5].tolist() == [3, 1, 8, 0]
+    async with load_rewards(write(), device="cpu") as suite:
+        # What is measured is the same, so a calibration of the one fits the other.
+        assert suite.fingerprint == fingerprint
+        np.testing.assert_array_equal(await suite.score(SAMPLES), scores[:, :4])
+
+
 async def test_fingerprints_are_of_outputs(write):
     async def fingerprint(old="", new=""):
         async with load_rewards(write(old, new), device="cpu") as suite:
@@ -103,6 +118,13 @@ async def test_fingerprints_are_of_outputs(write):
             "from: several.gap",
             "from: severel.gap",
             r"no scorer 'severel\.gap'; did you mean 'several'",
+        ),
+        ("from: several.gap", "from: count, transform: {clipp: 3}", r"transform\.clipp: .*'clip'"),
+        ("from: several.gap", "from: count, transform: {clip: -3}", r"transform\.clip: .*greater"),
+        (
+            "from: several.gap",
+            "from: count, transform: {centre: true, clip: 3}",
+            "centre cannot be",
         ),
         ("from: several.gap", "mix: {}", "section is empty"),
         ("from: several.gap", "mix: {count: 0}", "the weight of count is 0"),
