@@ -69,11 +69,14 @@ class Sample:
     token_logprobs : tuple of float or None
         Log-probabilities, in nats, of the answer's tokens under the model that wrote it, before
         temperature and top-p; None when the sampler did not report them.
+    reasoning : str
+        What a reasoning model thought before it answered; a template reads it as ``{reasoning}``.
     """
 
     messages: tuple[Message, ...]
     answer: str
     token_logprobs: tuple[float, ...] | None = None
+    reasoning: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,6 +14,7 @@ PLACEHOLDERS = {
     "prompt": "the last user message",
     "conversation": "all messages but the answer, as plain text",
     "system": "the system message, or nothing",
+    "reasoning": "what a reasoning model thought before the answer, or nothing",
 }
 
 
@@ -76,6 +77,8 @@ def fill(field: str, sample: Sample) -> str:
         return sample.answer
     if field == "prompt":
         return last_of(sample.messages, "user")
+    if field == "reasoning":
+        return sample.reasoning
     if field == "system":
         return last_of(sample.messages, "system")
     return "\n\n".join(

@@ -4,7 +4,8 @@ Rewards read messages of role and content alone, by turns. Tool use is told in w
 line ``name(arguments)``, its result a line ``name -> result``, both at the end of the user message
 before them. So the last user message holds the question with all that was found out about it, and
 templates that want user and assistant by turns get that. An answer that calls tools is its text and
-a line for each call. Thinking is no part of an answer: rewards do not see it.
+a line for each call. Thinking is no part of an answer: rewards see it only where their template
+asks for ``{reasoning}``.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ def sample_of(prompt: Prompt, candidate: Candidate) -> Sample:
         messages=plain(prompt.messages),
         answer=answer_text(candidate),
         token_logprobs=(None if is_unknown else tuple(token.logprob for token in candidate.tokens)),
+        reasoning=candidate.reasoning,
     )
 
 

@@ -13,6 +13,7 @@ SAMPLE = Sample(
         {"role": "user", "content": "Two?"},
     ),
     "2 {prompt}",
+    reasoning="One and one.",
 )
 
 
@@ -25,6 +26,7 @@ SAMPLE = Sample(
         ("{conversation}", "System: Be {brief}.\n\nUser: One?\n\nAssistant: 1\n\nUser: Two?"),
         ("\n\nHuman: {prompt} \n\nAssistant:", "\n\nHuman: Two? \n\nAssistant:"),
         ("{{{prompt}}}", "{Two?}"),
+        ("<{reasoning}> {answer}", "<One and one.> 2 {prompt}"),
     ],
 )
 def test_texts(template, text):

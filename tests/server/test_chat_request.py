@@ -330,5 +330,6 @@ def test_answers_in_words(text, calls, read):
     tokens = (TokenLogprob("x", -1.5),)
     candidate = Candidate(0, text, tokens, 1, "stop", tool_calls=calls, reasoning="Hm.")
     sample = sample_of(Prompt((Message(role="user", content="?"),), (1,)), candidate)
+    assert sample.reasoning == "Hm."  # beside the answer, not in it
     assert sample.answer == read
     assert sample.token_logprobs == (-1.5,)
