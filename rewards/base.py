@@ -184,6 +184,9 @@ class Scorer(ABC):
             When the model is missing, damaged, or not the one that the configuration describes.
         """
 
+    def close(self) -> None:  # noqa: B027 - few hold more than memory
+        """Give back what is no memory: processes, connections. Called once, off the event loop."""
+
 
 class DirectScorer(Scorer):
     """A scorer that needs no device: it counts, reads what the sampler reported, or asks elsewhere.

@@ -18,6 +18,7 @@ FieldPath = tuple[str | int, ...]
 # Which schema stands behind a component of an error's path, for "did you mean".
 _SCHEMAS: dict[str, type[BaseModel]] = {
     "sequence_classifier": config.SequenceClassifierConfig,
+    "vllm_pooling": config.VllmPoolingConfig,
     "lexical": config.LexicalConfig,
     "sampler_logprob": config.SamplerLogprobConfig,
     "remote": config.RemoteConfig,

@@ -16,6 +16,7 @@ from rewards.config import (
     ScorerConfig,
     SequenceClassifierConfig,
     VaderConfig,
+    VllmPoolingConfig,
 )
 from rewards.config_file import config_error, read_config, split_source
 from rewards.suite import RewardSuite
@@ -137,6 +138,10 @@ def build_scorer(name: str, values: Sequence[str], config: ScorerConfig, folder:
         from rewards.models.entry_point import EntryPointScorer
 
         return EntryPointScorer(name, values, config)
+    if isinstance(config, VllmPoolingConfig):
+        from rewards.models.vllm_pooling import VllmPoolingScorer
+
+        return VllmPoolingScorer(name, values, config, find_model(config.model, folder))
     if isinstance(config, VaderConfig):
         from rewards.models.sentiment import VaderScorer
 

@@ -82,6 +82,7 @@ class RewardSuite:
         self._max_batch_tokens = max_batch_tokens
         self._torch_threads = torch_threads
         self._scorers: dict[str, Scorer] = {}
+        self._built: list[Scorer] = []
         self._fingerprint: str | None = None
         self._was_started = False
         used = [scorer for column in columns for scorer in column.scorers]
@@ -153,6 +154,8 @@ class RewardSuite:
         for threads in (self._text_thread, *self._own_threads.values()):
             threads.shutdown(wait=False)
         await asyncio.to_thread(self._batcher.worker.join, _CLOSE_TIMEOUT_S)
+        for scorer in self._built:
+            await asyncio.to_thread(scorer.close)
 
     async def score(
         self, samples: Sequence[Sample], names: Collection[str] | None = None
@@ -240,7 +243,7 @@ class RewardSuite:
 
     def _load(self) -> tuple[dict[str, Scorer], BatchLimits]:
         """Build and load the scorers, and settle the size of batches; on the device thread."""
-        scorers = self._build()
+        scorers = self._built = self._build()
         batched = [scorer for scorer in scorers if isinstance(scorer, BatchedScorer)]
         device, limits = "cpu", BatchLimits(0, 0)
         if batched:

@@ -10,6 +10,7 @@ from rewards.config.inputs import ChatInput, InputConfig, PairInput, TextInput
 from rewards.config.models import SequenceClassifierConfig
 from rewards.config.outputs import OutputConfig
 from rewards.config.outside import PythonConfig, RemoteConfig
+from rewards.config.pooling import VllmPoolingConfig
 from rewards.config.text import LexicalConfig, SamplerLogprobConfig, VaderConfig
 from rewards.config.transforms import TransformConfig
 from rewards.config.values import RewardsConfig, ScorerConfig, ValueConfig
@@ -43,5 +44,6 @@ __all__ = [
     "VaderConfig",
     "ValueConfig",
     "VerifiableConfig",
+    "VllmPoolingConfig",
     "WordLimitsConfig",
 ]

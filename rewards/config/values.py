@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 
 from rewards.config.models import SequenceClassifierConfig
 from rewards.config.outside import PythonConfig, RemoteConfig
+from rewards.config.pooling import VllmPoolingConfig
 from rewards.config.section import Name, Section
 from rewards.config.text import LexicalConfig, SamplerLogprobConfig, VaderConfig
 from rewards.config.transforms import TransformConfig
@@ -16,6 +17,7 @@ from rewards.config.verifiable import VerifiableConfig
 
 ScorerConfig = Annotated[
     SequenceClassifierConfig
+    | VllmPoolingConfig
     | LexicalConfig
     | SamplerLogprobConfig
     | RemoteConfig

@@ -60,7 +60,15 @@ def bytelevel(*, style: str) -> PreTrainedTokenizerFast:
     return tokenizer
 
 
-def make(architecture: str, folder: Path, *, seed: int = 0, n_labels: int = 1, head: bool = True):
+def make(
+    architecture: str,
+    folder: Path,
+    *,
+    seed: int = 0,
+    n_labels: int = 1,
+    head: bool = True,
+    hidden_size: int = 32,
+):
     """Save a tiny model of an architecture with its tokenizer, and return the folder.
 
     ``head=False`` saves the plain encoder or language model.
@@ -71,7 +79,7 @@ def make(architecture: str, folder: Path, *, seed: int = 0, n_labels: int = 1, h
         "id2label": {index: f"LABEL{index}" for index in range(n_labels)},
         "label2id": {f"LABEL{index}": index for index in range(n_labels)},
     }
-    sizes = {**SIZES, **labels}
+    sizes = {**SIZES, **labels, "hidden_size": hidden_size}
     if architecture in ("bert", "electra", "distilbert"):
         tokenizer = wordpiece()
         config = {
