@@ -121,6 +121,7 @@ def test_only_the_settings_read_the_environment():
         "server/settings.py",
         "server/backends/vllm_process.py",
         "server/backends/vllm_executor.py",
+        "rewards/models/vllm_child.py",
     }
 
 
