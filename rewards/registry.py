@@ -8,7 +8,12 @@ from pathlib import Path
 from rewards.base import Scorer, Value
 from rewards.columns import Column, Term
 from rewards.config import (
+    CausalLmConfig,
+    EmbeddingConfig,
     LexicalConfig,
+    LikelihoodConfig,
+    ModelConfig,
+    ProcessRewardConfig,
     PythonConfig,
     RemoteConfig,
     RewardsConfig,
@@ -126,13 +131,37 @@ def build_scorer(name: str, values: Sequence[str], config: ScorerConfig, folder:
         from rewards.models.sentiment import VaderScorer
 
         return VaderScorer(name, values)
-    if not isinstance(config, SequenceClassifierConfig):
-        from rewards.models.verifiable import VerifiableScorer
+    if isinstance(config, ModelConfig):
+        return _build_model(name, values, config, find_model(config.model, folder))
+    from rewards.models.verifiable import VerifiableScorer
 
-        return VerifiableScorer(name, values, config)
+    return VerifiableScorer(name, values, config)
+
+
+def _build_model(
+    name: str, values: Sequence[str], config: ModelConfig, source: Path | str
+) -> Scorer:
+    """Return the scorer of a model in this process."""
+    if isinstance(config, CausalLmConfig):
+        from rewards.models.causal_lm import CausalLm
+
+        return CausalLm(name, values, config, source)
+    if isinstance(config, LikelihoodConfig):
+        from rewards.models.model_likelihood import ModelLikelihood
+
+        return ModelLikelihood(name, values, config, source)
+    if isinstance(config, EmbeddingConfig):
+        from rewards.models.embedding import EmbeddingScorer
+
+        return EmbeddingScorer(name, values, config, source)
+    if isinstance(config, ProcessRewardConfig):
+        from rewards.models.process_reward import ProcessReward
+
+        return ProcessReward(name, values, config, source)
+    assert isinstance(config, SequenceClassifierConfig)
     from rewards.models.sequence_classifier import SequenceClassifier
 
-    return SequenceClassifier(name, values, config, find_model(config.model, folder))
+    return SequenceClassifier(name, values, config, source)
 
 
 def find_model(model: str, folder: Path) -> Path | str:

@@ -224,6 +224,6 @@ def test_an_architecture_that_minds_padding_is_refused(tiny_model, monkeypatch):
 
         return tuple(np.ascontiguousarray(array[:, ::-1]) for array in pad(batch, pad_id))
 
-    monkeypatch.setattr("rewards.models.sequence_classifier.pad", pad_left)
+    monkeypatch.setattr("rewards.models.transformer.pad", pad_left)
     with pytest.raises(RewardModelError, match="alone than padded in a batch"):
         load(tiny_model("gpt2"))
