@@ -31,7 +31,8 @@ class ProcessReward(TransformerScorer):
     """A token classifier (or language model) read behind each step of an answer.
 
     The probability of "good" at each step, in [0, 1], becomes their minimum, mean, product, or the
-    last one. What truncation cuts off an answer's end is not scored.
+    last one. Of an answer that is too long, the end is cut off, and its steps are not scored; the
+    last score is then that of all that is left.
     """
 
     AUTO_CLASS = "AutoModelForTokenClassification"
@@ -50,15 +51,19 @@ class ProcessReward(TransformerScorer):
             for message in sample.messages
         )
         answer = "".join(f"{step}{separator}" for step in steps or [""])
-        return self._view.render(dataclasses.replace(sample, messages=messages, answer=answer))
+        shown = self._view.render(dataclasses.replace(sample, messages=messages, answer=answer))
+        if not shown.text[: shown.end].endswith(separator):
+            return shown
+        # Truncation leaves what stands behind the answer: so the end of the last step is read.
+        return dataclasses.replace(shown, end=shown.end - len(separator))
 
     @override
     def encode(self, rendered: Sequence[Rendered]) -> list[Tokens]:
         inputs = super().encode(rendered)
         if any(not tokens.marks for tokens in inputs):
             problem = (
-                f"no end of a step is found within {self.max_length} tokens; raise max_length, "
-                "have shorter steps, or set a separator that the chat template leaves alone"
+                "no end of a step is found; set a separator that the chat template leaves where "
+                "it is, or raise max_length"
             )
             raise ScoringError(self.name, self.values, problem)
         return inputs
@@ -128,7 +133,8 @@ class ProcessReward(TransformerScorer):
 
     def _mark(self, rendered: Rendered, offsets: Sequence[tuple[int, int]]) -> list[int]:
         """Return the places of the tokens that end the steps."""
-        separator, answer = self._config.separator, rendered.text[rendered.start : rendered.end]
+        separator = self._config.separator
+        answer = rendered.text[rendered.start : rendered.end + len(separator)]
         places = [place for place, (start, _) in enumerate(offsets) if start >= 0]
         starts = [offsets[place][0] for place in places]
         marks, at = [], answer.find(separator)

@@ -13,10 +13,9 @@ from rewards import RewardModelError, Sample
 from rewards.base import Tokens
 from rewards.config import SequenceClassifierConfig
 from rewards.models.sequence_classifier import SequenceClassifier
-from tests.rewards.tiny import LETTERS
+from tests.rewards.golden import assert_batches_agree, samples
+from tests.rewards.tiny import CAUSAL, ENCODERS
 
-ENCODERS = ["bert", "electra", "distilbert", "roberta"]
-CAUSAL = ["gpt2", "llama", "qwen2"]
 PAIR = {"view": "pair"}
 TEXT = {"view": "text", "text": "{answer}"}
 
@@ -26,25 +25,6 @@ def load(folder, *, values=("kind",), **fields):
     scorer = SequenceClassifier("s", values, SequenceClassifierConfig(**fields), folder)
     scorer.load("cpu")
     return scorer
-
-
-def words(rng, n):
-    return " ".join("".join(rng.choice(list(LETTERS), rng.integers(1, 7))) for _ in range(n))
-
-
-def samples(seed=0, n=24, longest=40):
-    rng = np.random.default_rng(seed)
-    return [
-        Sample(
-            (
-                {"role": "user", "content": "an earlier turn"},
-                {"role": "assistant", "content": "an earlier answer"},
-                {"role": "user", "content": words(rng, rng.integers(1, 12))},
-            ),
-            words(rng, rng.integers(1, longest)),
-        )
-        for _ in range(n)
-    ]
 
 
 def one_by_one(folder, encode, wanted, max_length):
@@ -79,25 +59,6 @@ def encode_text(tokenizer, sample, max_length):
 def encode_chat(tokenizer, sample, max_length):
     dialogue = [*sample.messages, {"role": "assistant", "content": sample.answer}]
     return tokenizer.apply_chat_template(dialogue, return_tensors="pt", return_dict=True)
-
-
-def compositions(n, seed):
-    """Cut n inputs into batches at random, in random order."""
-    rng = np.random.default_rng(seed)
-    order = rng.permutation(n)
-    cuts = np.sort(rng.choice(np.arange(1, n), 5, replace=False))
-    return np.split(order, cuts)
-
-
-def assert_batches_agree(scorer, wanted, expected):
-    inputs = scorer.encode([scorer.render(sample) for sample in wanted])
-    assert max(map(len, inputs)) <= scorer.max_length
-    for seed in range(3):
-        for rows in compositions(len(wanted), seed):
-            scores = scorer.forward([inputs[row] for row in rows])[:, 0]
-            # float32 sums in another order; the scores are of order 1
-            np.testing.assert_allclose(scores, expected[rows], rtol=1e-5, atol=1e-5)
-    assert np.ptp(expected) > 0.1, "these texts are too alike to tell anything"
 
 
 @pytest.mark.parametrize("architecture", ENCODERS + CAUSAL)
