@@ -23,6 +23,7 @@ from rewards.config import (
     VaderConfig,
 )
 from rewards.config_file import config_error, read_config, split_source
+from rewards.pairs import make_pair
 from rewards.suite import RewardSuite
 
 
@@ -80,6 +81,11 @@ def load_rewards(
         ],
         columns=[*columns, *watches.values()],
         watches={name: column.name for name, column in watches.items()},
+        pairs={
+            name: [make_pair(check) for check in value.check]
+            for name, value in config.values.items()
+            if value.check
+        },
         build=build,
         refuse=lambda field, problem: config_error(path, lines, field, problem),
         device=device,
