@@ -57,7 +57,7 @@ def load_rewards(
     """
     path = Path(path)
     config, lines = read_config(path)
-    columns = [Column(name, _terms(config, value.weights)) for name, value in config.values.items()]
+    columns = columns_of(config)
     watches = {
         name: Column(f"{name}.watch", _terms(config, {value.watch: 1.0}))
         for name, value in config.values.items()
@@ -93,6 +93,11 @@ def load_rewards(
         cache_entries=cache_entries,
         torch_threads=torch_threads,
     )
+
+
+def columns_of(config: RewardsConfig) -> list[Column]:
+    """Return the column of each value."""
+    return [Column(name, _terms(config, value.weights)) for name, value in config.values.items()]
 
 
 def _terms(config: RewardsConfig, weights: Mapping[str, float]) -> tuple[Term, ...]:

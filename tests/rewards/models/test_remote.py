@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from rewards import RewardConfigError, RewardModelError, Sample, ScoringError, load_rewards
+from rewards.checking import check_rewards
 from rewards.models import remote
 
 # What an api is sent, and how its answer is read. The good answers below are the answer's length.
@@ -528,3 +529,24 @@ async def test_the_fingerprint(serve, load):
 def test_wrong_entries(api, url, entry, problem, load):
     with pytest.raises(RewardConfigError, match=rf"yaml:3: .*{problem}"):
         load(api, url, entry=entry)
+
+
+@pytest.mark.parametrize(("low", "high", "warns"), [(0.0, 1.0, True), (-3.0, 4.0, False)])
+def test_numbers_that_look_squeezed(low, high, warns, serve, tmp_path):
+    upstream = serve("webhook")
+
+    def reply(_, body):
+        numbers = np.linspace(low, high, len(body["samples"])).tolist()
+        return 200, {}, {"rewards": numbers}
+
+    upstream.script = [reply] * 100
+    path = tmp_path / "rewards.yaml"
+    path.write_text(
+        "version: 1\n"
+        f"scorers: {{rm: {{kind: remote, api: webhook, url: '{upstream.url}'}}}}\n"
+        "values: {good: {from: rm}}\n"
+    )
+    report = check_rewards(path)
+    assert report.is_sound
+    (scorer,) = report.scorers
+    assert [("sigmoid or softmax" in warning) for warning in scorer.warnings] == [True] * warns
