@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from server import terminal
 from server.cli_support import BAD_USAGE, FAILED, AsJson, fail, guard
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from rewards.checking import Report, ScorerReport
 
 app = typer.Typer(
@@ -40,6 +41,7 @@ def check(
     """
     from rewards.checking import check_rewards
     from rewards.errors import RewardConfigError
+    from server import terminal  # slow to import: not for `palette --help`
 
     def work() -> Report:
         try:
@@ -54,34 +56,38 @@ def check(
     if as_json:
         typer.echo(json.dumps(report.as_json(), allow_nan=False))
     else:
-        _print(report)
+        _print(report, terminal.results)
     if not report.is_sound:
         raise typer.Exit(FAILED)
 
 
-def _print(report: Report) -> None:
+def _print(report: Report, console: Console) -> None:
     for scorer in report.scorers:
-        _line(f"[bold]{scorer.name}[/]", f"{scorer.kind} {scorer.model or ''}".strip())
+        _line(console, f"[bold]{scorer.name}[/]", f"{scorer.kind} {scorer.model or ''}".strip())
         for fact in _facts(scorer):
-            _line("   ", fact)
+            _line(console, "   ", fact)
         if scorer.problem:
-            _line("    [red]failed[/]:", scorer.problem)
+            _line(console, "    [red]failed[/]:", scorer.problem)
         for warning in scorer.warnings:
-            _line("    [yellow]warning[/]:", warning)
-    terminal.results.print()
+            _line(console, "    [yellow]warning[/]:", warning)
+    console.print()
     for value in report.values:
         if value.problem:
-            _line(f"[bold]{value.name}[/] [red]failed[/]:", value.problem)
+            _line(console, f"[bold]{value.name}[/] [red]failed[/]:", value.problem)
         elif value.n_pairs:
-            _line(f"[bold]{value.name}[/]", f"tells better from worse ({value.n_pairs} pairs)")
+            _line(
+                console,
+                f"[bold]{value.name}[/]",
+                f"tells better from worse ({value.n_pairs} pairs)",
+            )
         else:
             told = "has no pair of a better and a worse answer (check:), so its sign is not tested"
-            _line(f"[bold]{value.name}[/]", told)
+            _line(console, f"[bold]{value.name}[/]", told)
 
 
-def _line(marked: str, text: str) -> None:
-    terminal.results.print(marked, end=" ")
-    terminal.results.print(text, markup=False, soft_wrap=True)
+def _line(console: Console, marked: str, text: str) -> None:
+    console.print(marked, end=" ")
+    console.print(text, markup=False, soft_wrap=True)
 
 
 def _facts(scorer: ScorerReport) -> list[str]:
