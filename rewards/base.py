@@ -127,14 +127,40 @@ class Tokens:
     ids : list of int
     type_ids : list of int
         Segment of each token, 0 or 1, same length as ``ids``.
+    marks : tuple of int
+        Places of the tokens that are read, for scorers that read several.
+    first : tuple of int
+        Tokens of a first text that is embedded apart.
     """
 
     ids: list[int]
     type_ids: list[int]
+    marks: tuple[int, ...] = ()
+    first: tuple[int, ...] = ()
 
     def __len__(self) -> int:
         """Return the number of tokens."""
         return len(self.ids)
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What is known of a scorer's model.
+
+    Attributes
+    ----------
+    model : str
+        Folder, hub name or address.
+    revision : str or None
+        Of a hub model.
+    n_parameters, n_bytes : int or None
+        Its size; None where the model is elsewhere.
+    """
+
+    model: str
+    revision: str | None = None
+    n_parameters: int | None = None
+    n_bytes: int | None = None
 
 
 class Scorer(ABC):
@@ -186,6 +212,17 @@ class Scorer(ABC):
 
     def close(self) -> None:  # noqa: B027 - few hold more than memory
         """Give back what is no memory: processes, connections. Called once, off the event loop."""
+
+    def facts(self) -> Facts | None:
+        """Return what is known of the model, once loaded; None without one."""
+        return None
+
+    def alternatives(self, samples: Sequence[Sample]) -> dict[str, FloatArray]:
+        """Return what other settings would give for these samples: what to write -> scores.
+
+        Only to tell a user which setting is likely meant; each of shape (n_samples,).
+        """
+        return {}
 
 
 class DirectScorer(Scorer):

@@ -19,6 +19,10 @@ FieldPath = tuple[str | int, ...]
 _SCHEMAS: dict[str, type[BaseModel]] = {
     "sequence_classifier": config.SequenceClassifierConfig,
     "vllm_pooling": config.VllmPoolingConfig,
+    "causal_lm": config.CausalLmConfig,
+    "likelihood": config.LikelihoodConfig,
+    "embedding": config.EmbeddingConfig,
+    "process_reward": config.ProcessRewardConfig,
     "lexical": config.LexicalConfig,
     "sampler_logprob": config.SamplerLogprobConfig,
     "remote": config.RemoteConfig,
@@ -35,7 +39,6 @@ _SCHEMAS: dict[str, type[BaseModel]] = {
     "pair": config.PairInput,
     "chat": config.ChatInput,
     "output": config.OutputConfig,
-    "transform": config.TransformConfig,
 }
 
 
@@ -162,10 +165,16 @@ def _explain(path: Path, error: ValidationError, lines: dict[FieldPath, int]) ->
 def _known_fields(location: Sequence[str | int]) -> list[str]:
     """Return the fields that the section of an unknown one could have."""
     schema: type[BaseModel] = RewardsConfig
-    if len(location) > 1:
-        schema = config.ValueConfig
-        if location[0] == "scorers" or len(location) > 3:
-            schema = _SCHEMAS[str(location[-2])]
+    if location[0] == "scorers" and len(location) > 1:
+        section = "output" if "outputs" in location[3:-1] else str(location[-2])
+        schema = _SCHEMAS[section]
+        if section == "output" and location[2] == "causal_lm":
+            schema = config.TokenOutputConfig
+    elif location[0] == "values" and "transform" in location[2:-1]:
+        schema = config.TransformConfig
+    elif location[0] == "values" and len(location) > 1:
+        depths = (config.ValueConfig, config.CheckConfig, config.MessageConfig)
+        schema = depths[(len(location) - 3) // 2]
     return [field.alias or name for name, field in schema.model_fields.items()]
 
 

@@ -8,7 +8,12 @@ from pathlib import Path
 from rewards.base import SCORE, Scorer, Value
 from rewards.columns import Column, Term
 from rewards.config import (
+    CausalLmConfig,
+    EmbeddingConfig,
     LexicalConfig,
+    LikelihoodConfig,
+    ModelConfig,
+    ProcessRewardConfig,
     PythonConfig,
     RemoteConfig,
     RewardsConfig,
@@ -19,6 +24,7 @@ from rewards.config import (
     VllmPoolingConfig,
 )
 from rewards.config_file import config_error, read_config, split_source
+from rewards.pairs import make_pair
 from rewards.suite import RewardSuite
 from rewards.transforms import LENGTH
 
@@ -53,7 +59,7 @@ def load_rewards(
     """
     path = Path(path)
     config, lines = read_config(path)
-    columns = [Column(name, _terms(config, value.weights)) for name, value in config.values.items()]
+    columns = columns_of(config)
     watches = {
         name: Column(f"{name}.watch", _terms(config, {value.watch: 1.0}))
         for name, value in config.values.items()
@@ -91,6 +97,11 @@ def load_rewards(
         columns=[*columns, *watches.values(), *lengths],
         transforms=transforms,
         watches={name: column.name for name, column in watches.items()},
+        pairs={
+            name: [make_pair(check) for check in value.check]
+            for name, value in config.values.items()
+            if value.check
+        },
         build=build,
         refuse=lambda field, problem: config_error(path, lines, field, problem),
         device=device,
@@ -98,6 +109,11 @@ def load_rewards(
         cache_entries=cache_entries,
         torch_threads=torch_threads,
     )
+
+
+def columns_of(config: RewardsConfig) -> list[Column]:
+    """Return the column of each value."""
+    return [Column(name, _terms(config, value.weights)) for name, value in config.values.items()]
 
 
 def _terms(config: RewardsConfig, weights: Mapping[str, float]) -> tuple[Term, ...]:
@@ -146,13 +162,37 @@ def build_scorer(name: str, values: Sequence[str], config: ScorerConfig, folder:
         from rewards.models.sentiment import VaderScorer
 
         return VaderScorer(name, values)
-    if not isinstance(config, SequenceClassifierConfig):
-        from rewards.models.verifiable import VerifiableScorer
+    if isinstance(config, ModelConfig):
+        return _build_model(name, values, config, find_model(config.model, folder))
+    from rewards.models.verifiable import VerifiableScorer
 
-        return VerifiableScorer(name, values, config)
+    return VerifiableScorer(name, values, config)
+
+
+def _build_model(
+    name: str, values: Sequence[str], config: ModelConfig, source: Path | str
+) -> Scorer:
+    """Return the scorer of a model in this process."""
+    if isinstance(config, CausalLmConfig):
+        from rewards.models.causal_lm import CausalLm
+
+        return CausalLm(name, values, config, source)
+    if isinstance(config, LikelihoodConfig):
+        from rewards.models.model_likelihood import ModelLikelihood
+
+        return ModelLikelihood(name, values, config, source)
+    if isinstance(config, EmbeddingConfig):
+        from rewards.models.embedding import EmbeddingScorer
+
+        return EmbeddingScorer(name, values, config, source)
+    if isinstance(config, ProcessRewardConfig):
+        from rewards.models.process_reward import ProcessReward
+
+        return ProcessReward(name, values, config, source)
+    assert isinstance(config, SequenceClassifierConfig)
     from rewards.models.sequence_classifier import SequenceClassifier
 
-    return SequenceClassifier(name, values, config, find_model(config.model, folder))
+    return SequenceClassifier(name, values, config, source)
 
 
 def find_model(model: str, folder: Path) -> Path | str:

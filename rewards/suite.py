@@ -30,6 +30,7 @@ from rewards.config_file import FieldPath, suggest
 from rewards.errors import RewardConfigError, RewardError, ScoringError
 from rewards.health import ScorerHealth
 from rewards.identity import hash_json
+from rewards.pairs import Pair, find_problem, samples_of, unscorable
 
 _CLOSE_TIMEOUT_S = 10.0
 
@@ -63,6 +64,7 @@ class RewardSuite:
         columns: Sequence[Column],
         watches: Mapping[str, str],
         transforms: Mapping[str, TransformConfig],
+        pairs: Mapping[str, Sequence[Pair]] | None = None,
         build: Callable[[], list[Scorer]],
         refuse: Callable[[FieldPath, str], RewardConfigError],
         device: str,
@@ -76,6 +78,7 @@ class RewardSuite:
         self.columns = tuple(self._columns)
         self.watches = dict(watches)
         self.transforms = dict(transforms)
+        self._pairs = dict(pairs or {})
         self._build = build
         self._refuse = refuse
         self._device = device
@@ -121,7 +124,8 @@ class RewardSuite:
         RewardModelError
             When a model is missing, damaged, or not the one described.
         RewardConfigError
-            When ``max_batch_tokens`` is less than a single input may take.
+            When ``max_batch_tokens`` is less than a single input may take, or a value does not
+            tell a better from a worse answer of the file.
         RewardError
             When the device cannot be used, or the suite was started or closed before.
         """
@@ -146,6 +150,11 @@ class RewardSuite:
             if isinstance(scorer, DirectScorer) and scorer.n_threads
         }
         self._scorers = scorers
+        try:
+            await self._check_pairs()
+        except BaseException:
+            await self.close()
+            raise
 
     async def close(self) -> None:
         """Fail what is in flight and end the threads; a closed suite cannot be started again."""
@@ -267,6 +276,18 @@ class RewardSuite:
                 )
             limits = dataclasses.replace(limits, max_tokens=max_tokens)
         return {scorer.name: scorer for scorer in scorers}, limits
+
+    async def _check_pairs(self) -> None:
+        """Refuse values that do not tell better from worse answers."""
+        for name, pairs in self._pairs.items():
+            column = self._columns[name]
+            problem = unscorable(column, self._scorers)
+            if problem is None:
+                scores = (await self.score(samples_of(pairs), [name]))[:, 0]
+                look = functools.partial(find_problem, column, self._scorers, pairs, scores)
+                problem = await asyncio.wrap_future(self._batcher.worker.call(look))
+            if problem is not None:
+                raise self._refuse(("values", name, "check"), problem)
 
     async def _direct(
         self, samples: list[Sample], scorers: list[Scorer], threads: ThreadPoolExecutor

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 from pydantic import ValidationError
 
-from server import cli_solver
+from server import cli_rewards, cli_solver
 from server.backends.base import ModelLoadError
 from server.backends.vllm_options import parse_options
 from server.cli_support import BAD_USAGE, FAILED, Seed, fail, json_option, run
@@ -45,6 +45,7 @@ for command in (
     cli_solver.interference,
 ):
     app.command()(command)
+app.add_typer(cli_rewards.app, name="rewards")
 
 
 def main() -> None:

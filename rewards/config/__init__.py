@@ -7,13 +7,28 @@ means a class here, its case in `registry.py`, and a file in ``models/``.
 from __future__ import annotations
 
 from rewards.config.inputs import ChatInput, InputConfig, PairInput, TextInput
-from rewards.config.models import SequenceClassifierConfig
+from rewards.config.models import (
+    CausalLmConfig,
+    EmbeddingConfig,
+    LikelihoodConfig,
+    ModelConfig,
+    ProcessRewardConfig,
+    SequenceClassifierConfig,
+    Token,
+    TokenOutputConfig,
+)
 from rewards.config.outputs import OutputConfig
 from rewards.config.outside import PythonConfig, RemoteConfig
 from rewards.config.pooling import VllmPoolingConfig
 from rewards.config.text import LexicalConfig, SamplerLogprobConfig, VaderConfig
 from rewards.config.transforms import TransformConfig
-from rewards.config.values import RewardsConfig, ScorerConfig, ValueConfig
+from rewards.config.values import (
+    CheckConfig,
+    MessageConfig,
+    RewardsConfig,
+    ScorerConfig,
+    ValueConfig,
+)
 from rewards.config.verifiable import (
     JsonSchemaCheckConfig,
     NumberCheckConfig,
@@ -24,13 +39,20 @@ from rewards.config.verifiable import (
 )
 
 __all__ = [
+    "CausalLmConfig",
     "ChatInput",
+    "CheckConfig",
+    "EmbeddingConfig",
     "InputConfig",
     "JsonSchemaCheckConfig",
     "LexicalConfig",
+    "LikelihoodConfig",
+    "MessageConfig",
+    "ModelConfig",
     "NumberCheckConfig",
     "OutputConfig",
     "PairInput",
+    "ProcessRewardConfig",
     "PythonConfig",
     "RegexCheckConfig",
     "RemoteConfig",
@@ -40,6 +62,8 @@ __all__ = [
     "SequenceClassifierConfig",
     "TermsCheckConfig",
     "TextInput",
+    "Token",
+    "TokenOutputConfig",
     "TransformConfig",
     "VaderConfig",
     "ValueConfig",

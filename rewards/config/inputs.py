@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, JsonValue, field_validator
 
 from rewards.config.section import Section
 from rewards.templates import parse
 
 
-class TextInput(Section):
+class _Templates(Section):
+    """Text made from templates."""
+
+    LATER: ClassVar[frozenset[str]] = frozenset({"strip"})
+
+    strip: bool = Field(False, description="Take white space off both ends of the answer.")
+
+
+class TextInput(_Templates):
     """One text."""
 
     view: Literal["text"]
@@ -24,7 +32,7 @@ class TextInput(Section):
         return text
 
 
-class PairInput(Section):
+class PairInput(_Templates):
     """Two texts, joined by the tokenizer's own pair encoding."""
 
     view: Literal["pair"]
@@ -43,9 +51,20 @@ class PairInput(Section):
 class ChatInput(Section):
     """The whole dialogue with the answer, in the reward model's own chat template."""
 
+    LATER: ClassVar[frozenset[str]] = frozenset({"question", "template_options"})
+
     view: Literal["chat"]
     system: Literal["keep", "drop"] = Field(
         "keep", description="drop: for models that were trained without system messages."
+    )
+    question: str | None = Field(
+        None,
+        min_length=1,
+        description="A last user message behind the answer: what is asked about it, or the "
+        "principle that it is held against.",
+    )
+    template_options: dict[str, JsonValue] = Field(
+        {}, description="Further arguments of the chat template, such as guardian_config."
     )
 
 

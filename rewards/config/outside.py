@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 from urllib.parse import urlsplit
 
 from pydantic import Field, JsonValue, field_validator, model_validator
 
-from rewards.config.inputs import InputConfig
-from rewards.config.outputs import OutputConfig
+from rewards.config.inputs import ChatInput, InputConfig
+from rewards.config.outputs import OutputConfig, ReadsOutputs
 from rewards.config.section import Scored
 
 
-class RemoteConfig(Scored):
+class RemoteConfig(ReadsOutputs):
     """A reward model behind HTTP. Texts leave this machine: the url is trusted with them."""
 
     kind: Literal["remote"]
@@ -29,7 +30,6 @@ class RemoteConfig(Scored):
     input: InputConfig | None = Field(
         None, description="What is sent. A webhook gets the messages and the answer without it."
     )
-    output: OutputConfig = OutputConfig()
     truncate: bool = Field(
         False, description="Let vLLM or TEI cut inputs that are too long; otherwise they fail."
     )
@@ -70,26 +70,34 @@ class RemoteConfig(Scored):
         view = self.input.view if self.input is not None else "chat"
         if view not in views or (self.input is None and self.api != "webhook"):
             raise ValueError(f"{self.api} needs an input with the view {' or '.join(views)}")
-        for name in ("label", "index", "margin"):
-            if getattr(self.output, name) is not None and name not in selectors:
-                known = f"it takes {' or '.join(selectors)}" if selectors else "it gives one number"
-                raise ValueError(f"the output of {self.api} cannot be read by {name}; {known}")
-        wanted = str if self.api == "tei_predict" else int
-        if any(not isinstance(one, wanted) for one in self.output.margin or ()):
-            kind = "labels" if wanted is str else "positions"
-            raise ValueError(f"a margin of {self.api} takes two {kind}")
-        if any(isinstance(one, int) and one < 0 for one in self.output.margin or ()):
-            raise ValueError("the positions of a margin count from 0")
+        if isinstance(self.input, ChatInput) and (
+            self.input.question is not None or self.input.template_options
+        ):
+            raise ValueError("question and template_options are for models in this process")
+        for output in self.reads.values():
+            self._can_read(output, selectors)
         if self.truncate and self.api not in ("vllm_classify", "vllm_score", "tei_predict"):
             raise ValueError(f"{self.api} has no way to ask for truncation; leave truncate out")
         return self
+
+    def _can_read(self, output: OutputConfig, selectors: Sequence[str]) -> None:
+        for name in ("label", "index", "margin", "expect", "attribute"):
+            if getattr(output, name) is not None and name not in selectors:
+                known = f"it takes {' or '.join(selectors)}" if selectors else "it gives one number"
+                raise ValueError(f"the output of {self.api} cannot be read by {name}; {known}")
+        wanted = str if self.api == "tei_predict" else int
+        if any(not isinstance(one, wanted) for one in output.margin or ()):
+            kind = "labels" if wanted is str else "positions"
+            raise ValueError(f"a margin of {self.api} takes two {kind}")
+        if any(isinstance(one, int) and one < 0 for one in output.margin or ()):
+            raise ValueError("the positions of a margin count from 0")
 
 
 # By api: the views that it can be sent, and what chooses among several numbers of one sample.
 _REMOTE_APIS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "vllm_classify": (("text", "chat"), ("index", "margin")),
     "vllm_score": (("pair",), ()),
-    "tei_predict": (("text", "pair"), ("label", "margin")),
+    "tei_predict": (("text", "pair"), ("label", "margin", "expect")),
     "openrlhf": (("text", "pair"), ("index", "margin")),
     "webhook": (("chat",), ("index", "margin")),
 }

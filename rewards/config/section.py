@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any, ClassVar
 
-from pydantic import BaseModel, ConfigDict, StringConstraints
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    SerializerFunctionWrapHandler,
+    StringConstraints,
+    model_serializer,
+)
 
 from rewards.base import SCORE
 
@@ -13,9 +19,27 @@ Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_.-]{0,63}
 
 
 class Section(BaseModel):
-    """A section: no unknown fields, no conversions, never changed."""
+    """A section: no unknown fields, no conversions, never changed.
+
+    Attributes
+    ----------
+    LATER : frozenset of str
+        Fields that came after the first calibrations. What was not set is not dumped, so that the
+        fingerprint of a file that does without them stays what it was.
+    """
+
+    LATER: ClassVar[frozenset[str]] = frozenset()
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+    @model_serializer(mode="wrap")
+    def _without_later(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        fields = type(self).model_fields
+        return {
+            name: value
+            for name, value in dump(self).items()
+            if name not in self.LATER or getattr(self, name) != fields[name].get_default()
+        }
 
 
 class Scored(Section):

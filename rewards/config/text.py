@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from rewards.config.section import Scored
+from rewards.templates import parse
 
 
 class LexicalConfig(Scored):
     """A measure of the answer's text."""
+
+    LATER: ClassVar[frozenset[str]] = frozenset({"text"})
 
     kind: Literal["lexical"]
     measure: Literal[
@@ -22,6 +25,14 @@ class LexicalConfig(Scored):
         "words",
         "lexical_diversity",
     ]
+    text: str = Field("{answer}", description="Template of what is measured; must hold {answer}.")
+
+    @field_validator("text")
+    @classmethod
+    def _has_answer(cls, text: str) -> str:
+        if parse(text).fields.count("answer") != 1:
+            raise ValueError("the text must hold {answer} once, for the answer is what is scored")
+        return text
 
 
 class VaderConfig(Scored):

@@ -7,7 +7,13 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from rewards.config.models import SequenceClassifierConfig
+from rewards.config.models import (
+    CausalLmConfig,
+    EmbeddingConfig,
+    LikelihoodConfig,
+    ProcessRewardConfig,
+    SequenceClassifierConfig,
+)
 from rewards.config.outside import PythonConfig, RemoteConfig
 from rewards.config.pooling import VllmPoolingConfig
 from rewards.config.section import Name, Section
@@ -18,6 +24,10 @@ from rewards.config.verifiable import VerifiableConfig
 ScorerConfig = Annotated[
     SequenceClassifierConfig
     | VllmPoolingConfig
+    | CausalLmConfig
+    | LikelihoodConfig
+    | EmbeddingConfig
+    | ProcessRewardConfig
     | LexicalConfig
     | SamplerLogprobConfig
     | RemoteConfig
@@ -26,6 +36,32 @@ ScorerConfig = Annotated[
     | VerifiableConfig,
     Field(discriminator="kind"),
 ]
+
+
+class MessageConfig(Section):
+    """One turn of a conversation."""
+
+    role: str = Field(min_length=1)
+    content: str
+
+
+class CheckConfig(Section):
+    """Two answers of which one has clearly more of a value: a test of sign, label and format."""
+
+    prompt: str | None = Field(None, description="What the user says.")
+    messages: list[MessageConfig] | None = Field(
+        None, min_length=1, description="Instead of the prompt, a whole conversation."
+    )
+    better: str = Field(description="The answer that must get the higher number.")
+    worse: str
+
+    @model_validator(mode="after")
+    def _differs(self) -> CheckConfig:
+        if (self.prompt is None) == (self.messages is None):
+            raise ValueError("give either prompt or messages, and not both")
+        if self.better == self.worse:
+            raise ValueError("better and worse are the same text; write two that differ")
+        return self
 
 
 class ValueConfig(Section):
@@ -51,6 +87,11 @@ class ValueConfig(Section):
         None, description="What is done to the numbers before they are aligned."
     )
     unit: str = Field("score", description="Unit of the numbers; shown to clients.")
+    check: list[CheckConfig] = Field(
+        [],
+        description="Pairs of answers that are scored at the start, which ends where the worse one "
+        "does not get the lower number: a wrong sign, label or format raises no other error.",
+    )
 
     @model_validator(mode="after")
     def _is_measured(self) -> ValueConfig:

@@ -14,6 +14,7 @@ from typing_extensions import override
 
 from rewards.base import DirectScorer, FloatArray, Sample
 from rewards.config import LexicalConfig
+from rewards.templates import parse
 
 # Chinese and Japanese do not put spaces between words: each character counts as one.
 _IDEOGRAPHS = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
@@ -162,8 +163,8 @@ def n_gram_diversity(text: str) -> float:
     """Return the diversity of MAP, in [0, 1): the share of distinct 2-, 3- and 4-grams, multiplied.
 
     Each share is distinct n-grams / (n-grams + 1), so a text that never repeats stays below 1, and
-    one of fewer than four tokens has 0. Marks are tokens and case counts. Unlike MAP, which reads
-    the prompt with it, this reads the answer alone.
+    one of fewer than four tokens has 0. Marks are tokens and case counts. MAP reads the prompt
+    with the answer: ``text: "{prompt}{answer}"``.
 
     Notes
     -----
@@ -211,6 +212,7 @@ class LexicalScorer(DirectScorer):
     def __init__(self, name: str, values: Sequence[str], config: LexicalConfig) -> None:
         super().__init__(name, values)
         self._config = config
+        self._text = parse(config.text)
 
     @override
     def identity(self, output: str) -> dict[str, object]:
@@ -219,4 +221,5 @@ class LexicalScorer(DirectScorer):
     @override
     def score(self, samples: Sequence[Sample]) -> FloatArray:
         measure = MEASURES[self._config.measure]
-        return np.array([measure(sample.answer) for sample in samples], dtype=np.float64)
+        texts = (self._text.render(sample)[0] for sample in samples)
+        return np.array([measure(text) for text in texts], dtype=np.float64)

@@ -19,10 +19,10 @@ from urllib.parse import urlsplit
 import httpx
 import numpy as np
 from pydantic import BaseModel, TypeAdapter, ValidationError
-from scipy.special import expit, log_expit, softmax
+from scipy.special import expit, log_expit, logsumexp, softmax
 from typing_extensions import override
 
-from rewards.base import DirectScorer, FloatArray, Message, Sample
+from rewards.base import DirectScorer, Facts, FloatArray, Message, Sample
 from rewards.config import ChatInput, OutputConfig, RemoteConfig
 from rewards.errors import RewardModelError, ScoringError
 from rewards.models.views import make_view
@@ -83,7 +83,7 @@ class _RemoteError(Exception):
 
 
 class RemoteScorer(DirectScorer):
-    """One reward model behind HTTP and one way to read its numbers.
+    """One reward model behind HTTP, and one or several ways to read its numbers.
 
     Parameters
     ----------
@@ -108,6 +108,7 @@ class RemoteScorer(DirectScorer):
         self, name: str, values: Sequence[str], config: RemoteConfig, token_file: Path | None
     ) -> None:
         super().__init__(name, values)
+        self.outputs = config.output_names
         self.n_threads = config.max_concurrent
         self._config = config
         self._token_file = token_file
@@ -119,8 +120,14 @@ class RemoteScorer(DirectScorer):
 
     @override
     def identity(self, output: str) -> dict[str, object]:
-        fields = {"kind", "api", "url", "model", "input", "output", "truncate"}
-        return dict(self._config.model_dump(include=fields))
+        settings = self._config.model_dump(
+            include={"kind", "api", "url", "model", "input", "truncate"}
+        )
+        return {**settings, "output": self._config.reads[output].model_dump()}
+
+    @override
+    def facts(self) -> Facts:
+        return Facts(model=self._config.model or self._where)
 
     @override
     def load(self, device: str) -> None:
@@ -186,12 +193,13 @@ class RemoteScorer(DirectScorer):
         return [*messages, {"role": "assistant", "content": sample.answer}]
 
     def _score_batch(self, texts: Sequence[str], deadline: float) -> FloatArray:
-        """Return one number per input; on a thread of the pool."""
+        """Return the outputs of each input, shape (n, n_outputs); on a thread of the pool."""
         config = self._config
         inputs = [json.loads(text) for text in texts]
         reply = self._post(json.dumps(_body(config, inputs)).encode(), deadline)
         numbers, labels = _numbers(config, reply, len(inputs))
-        return _read(config.output, numbers, labels)
+        reads = config.reads.values()
+        return np.stack([_read(output, numbers, labels) for output in reads], axis=1)
 
     def _post(self, content: bytes, deadline: float) -> bytes:
         """Return the body of the first good response."""
@@ -338,20 +346,29 @@ def _read(output: OutputConfig, numbers: FloatArray, labels: list[str] | None) -
     n_columns = numbers.shape[1]
     known = f"the labels {', '.join(labels)}" if labels else f"{n_columns} numbers per sample"
     wanted = output.margin or tuple(one for one in (output.label, output.index) if one is not None)
+    if output.expect is not None and set(output.expect) != set(labels or ()):
+        raise _RemoteError(f"expect must have a number for each label; it gives {known}")
     positions: dict[str | int, int] = {one: one for one in range(n_columns)}
     if labels is not None:
         positions = {label: position for position, label in enumerate(labels)}
     if any(one not in positions for one in wanted):
         raise _RemoteError(f"the output asks for what it does not give; it gives {known}")
-    if not wanted and n_columns > 1:
+    if not wanted and n_columns > 1 and output.expect is None:
         how = "label" if labels else "index"
         raise _RemoteError(f"it gives {known} and none is chosen; set output: {{{how}: ...}}")
+    if output.activation == "log_odds" and n_columns == 1:
+        raise _RemoteError(f"log_odds need several labels; it gives {known}")
     columns = [positions[one] for one in wanted] or [0]
     with np.errstate(invalid="ignore", over="ignore"):  # what is not finite is refused below
-        logits = softmax(numbers, axis=1) if output.activation == "softmax" else numbers
+        is_softmax = output.activation == "softmax" or output.expect is not None
+        logits = softmax(numbers, axis=1) if is_softmax else numbers
         scores = logits[:, columns[0]]
         if len(columns) == 2:
             scores = scores - logits[:, columns[1]]
+        if output.expect is not None:
+            scores = logits @ np.array([output.expect[label] for label in labels or ()])
+        elif output.activation == "log_odds":
+            scores = scores - logsumexp(np.delete(numbers, columns[0], axis=1), axis=1)
         if output.activation == "sigmoid":
             scores = expit(scores)
         elif output.activation == "log_sigmoid":

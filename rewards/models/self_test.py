@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 import numpy as np
 
-from rewards.base import BatchedScorer, Message, Sample, Tokens
+from rewards.base import BatchedScorer, FloatArray, Message, Sample, Tokens
 
 # Three lengths, so that a batch of them has padding.
 _PROMPT = "What is the capital of France, and what is it known for?"
@@ -79,3 +79,43 @@ def check_padding(scorer: BatchedScorer, inputs: Sequence[Tokens], rtol: float) 
             f"a text scores {gap:.2g} differently alone than padded in a batch (limit {rtol:g}); "
             "this architecture mishandles padding and cannot be batched here"
         )
+
+
+def check_end(
+    scorer: BatchedScorer,
+    inputs: Sequence[Tokens],
+    score: Callable[[Tokens, int], FloatArray],
+    n_embeddings: int,
+    rtol: float,
+) -> None:
+    """Refuse a model that takes an end of its text for padding, and so is read elsewhere.
+
+    Parameters
+    ----------
+    scorer : BatchedScorer
+    inputs : sequence of Tokens
+    score : callable
+        Gives the outputs of one input when the model is told that padding is another token.
+    n_embeddings : int
+        Tokens that the model knows.
+    rtol : float
+        Largest accepted difference, relative to one plus the score.
+
+    Raises
+    ------
+    ValueError
+        When scores change with the padding token although nothing is padded.
+    """
+    for tokens in inputs:
+        used = set(tokens.ids)
+        other = next((token for token in range(n_embeddings) if token not in used), None)
+        if other is None:
+            continue
+        told = score(tokens, other)
+        gap = np.max(np.abs(scorer.forward([tokens]) - told) / (1.0 + np.abs(told)))
+        if gap > rtol:
+            raise ValueError(
+                "it looks for padding to find the token that it is read at, and its padding token "
+                "stands in the text too, so another token is read; give its tokenizer and "
+                "config.json a pad_token of their own"
+            )

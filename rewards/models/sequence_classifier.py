@@ -2,57 +2,31 @@
 
 from __future__ import annotations
 
-import contextlib
-import inspect
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
-import transformers
 from torch import nn
 from typing_extensions import override
 
-from rewards.base import BatchedScorer, FloatArray, Rendered, Sample, Tokens
-from rewards.batch import pad
-from rewards.config import ChatInput, SequenceClassifierConfig
-from rewards.errors import RewardModelError, ScoringError
-from rewards.identity import hash_folder
-from rewards.models.device import resolve_dtype
-from rewards.models.encoding import Encoder
+from rewards.base import FloatArray, Sample, Tokens
+from rewards.config import ChatInput, OutputConfig, PairInput, SequenceClassifierConfig, TextInput
 from rewards.models.readout import Readout
-from rewards.models.self_test import check_padding, check_vocabulary, trial_inputs
-from rewards.models.views import make_view
-
-# Some configurations promise 131,072 positions; nobody means to pay for that on every answer.
-_DEFAULT_MAX_LENGTH = 2048
+from rewards.models.self_test import check_end
+from rewards.models.transformer import TransformerScorer, in_float32
 
 
-class SequenceClassifier(BatchedScorer):
-    """One transformers sequence classifier, and one or several ways to read its logits.
+class SequenceClassifier(TransformerScorer):
+    """One transformers sequence classifier, and one or several ways to read its logits."""
 
-    Parameters
-    ----------
-    name, values
-        As for every scorer.
-    config : SequenceClassifierConfig
-    source : Path or str
-        Model folder, or hub name.
-    """
+    AUTO_CLASS = "AutoModelForSequenceClassification"
+    LACKING = (
+        "A plain language model or encoder has no reward head; use a model trained as a sequence "
+        "classifier"
+    )
 
-    def __init__(
-        self,
-        name: str,
-        values: Sequence[str],
-        config: SequenceClassifierConfig,
-        source: Path | str,
-    ) -> None:
-        super().__init__(name, values)
-        self.outputs = config.output_names
-        self._config = config
-        self._source = source
-        self._weights = ""
+    _config: SequenceClassifierConfig
 
     @override
     def identity(self, output: str) -> dict[str, object]:
@@ -61,135 +35,72 @@ class SequenceClassifier(BatchedScorer):
         return {**settings, "max_length": self.max_length, "weights": self._weights}
 
     @override
-    def load(self, device: str) -> None:
-        source = self._source
-        if isinstance(source, Path):
-            if not (source / "config.json").is_file():
-                missing = "it holds no config.json" if source.is_dir() else "no such folder"
-                raise self._error(f"{missing}; put a transformers model there or correct the path")
-            self._weights = hash_folder(source)
-        try:
-            tokenizer = self._load(device)
-        except RewardModelError:
-            raise
-        except Exception as error:
-            raise self._error(self._explain(error)) from error
-        self._check(tokenizer)
-
-    @override
-    def render(self, sample: Sample) -> Rendered:
-        return self._view.render(sample)
-
-    @override
-    def encode(self, rendered: Sequence[Rendered]) -> list[Tokens]:
-        inputs = self._encoder(rendered)
-        largest = max(max(tokens.ids) for tokens in inputs)
-        if largest >= self._n_embeddings:
-            # On a GPU, looking up a token that is not there ends the whole process's use of it.
-            problem = (
-                f"token {largest} is beyond the {self._n_embeddings} that the model knows; its "
-                "tokenizer is that of another model, or has tokens that were never trained"
-            )
-            raise ScoringError(self.name, self.values, problem)
-        return inputs
-
-    @override
     def forward(self, batch: Sequence[Tokens]) -> FloatArray:
-        ids, mask, type_ids = pad(batch, self._choose_pad_id(batch))
-        inputs = {"input_ids": ids, "attention_mask": mask}
-        if self._reads_type_ids:
-            inputs["token_type_ids"] = type_ids
-        with torch.inference_mode():
-            tensors = {
-                key: torch.from_numpy(array).to(self._device) for key, array in inputs.items()
-            }
-            logits = self._model(**tensors).logits.float()
-            scores = torch.stack([read(logits) for read in self._readouts], dim=1)
-            return np.asarray(scores.cpu().numpy(), dtype=np.float64)
+        return self._read(batch, self._readouts)
 
-    def _load(self, device: str) -> Any:
-        """Load tokenizer and model, and return the tokenizer."""
-        config = self._config
-        options: dict[str, Any] = {"trust_remote_code": config.trust_remote_code}
-        if isinstance(self._source, Path):
-            options["local_files_only"] = True
-        elif config.revision is not None:
-            options["revision"] = config.revision
-        with _quietly():
-            tokenizer = transformers.AutoTokenizer.from_pretrained(self._source, **options)
-            model, info = transformers.AutoModelForSequenceClassification.from_pretrained(
-                self._source,
-                dtype=resolve_dtype(config.dtype, device),
-                use_safetensors=None if config.allow_pickle else True,
-                output_loading_info=True,
-                **options,
-            )
-        if info["missing_keys"]:
-            # transformers fills what is missing with random numbers and goes on.
-            names = ", ".join(sorted(info["missing_keys"])[:4])
-            raise self._error(
-                f"the weights lack {names}, so its scores would be random. A plain language model "
-                "or encoder has no reward head; use a model trained as a sequence classifier"
-            )
-        if not self._weights:
-            commit = getattr(model.config, "_commit_hash", None) or config.revision
-            self._weights = f"{self._source}@{commit}"
-        self._device = device
-        self._model = model.eval().to(device)
-        self._prepare_model(tokenizer)
-        self._prepare_text(tokenizer)
-        return tokenizer
+    @override
+    def alternatives(self, samples: Sequence[Sample]) -> dict[str, FloatArray]:
+        found: dict[str, FloatArray] = {}
+        inputs = self.encode([self.render(sample) for sample in samples])
+        labels: dict[int, str] = self._model.config.id2label
+        for index, label in labels.items() if len(labels) > 1 else ():
+            read = Readout(OutputConfig(index=int(index)), labels)
+            found[f"output: {{label: {label}}}"] = self._one_by_one(inputs, [read])[:, 0]
+        for view in (ChatInput(view="chat"), PairInput(view="pair"), TextInput(view="text")):
+            if view.view == self._config.input.view or (
+                view.view == "chat" and not self._tokenizer.chat_template
+            ):
+                continue
+            other, encoder = self._read_view(self._tokenizer, view)
+            shown = encoder([other.render(sample) for sample in samples])
+            found[f"input: {{view: {view.view}}}"] = self._one_by_one(shown, self._readouts[:1])[
+                :, 0
+            ]
+        return found
 
+    @override
     def _prepare_model(self, tokenizer: Any) -> None:
-        model = self._model
-        text_config = model.config.get_text_config()
-        text_config.use_cache = False  # nothing is generated: no key-value cache
-        head = getattr(model, "score", None)
+        self._tokenizer = tokenizer
+        head = getattr(self._model, "score", None)
         # Causal classifiers find the token to read by searching for padding; see _choose_pad_id.
         self._searches_padding = isinstance(head, nn.Linear)
-        if isinstance(head, nn.Linear) and head.weight.dtype != torch.float32:
-            # A bfloat16 score of 20 comes in steps of 0.125, and candidates would tie.
-            head.float().register_forward_pre_hook(lambda _, args: (args[0].float(),))
-        self._n_embeddings: int = model.get_input_embeddings().num_embeddings
-        pad_id = tokenizer.pad_token_id
-        if pad_id is None or pad_id >= self._n_embeddings:
-            pad_id = text_config.pad_token_id
-        if pad_id is None and not self._searches_padding:
-            raise self._error("neither tokenizer nor config.json names a padding token; add one")
-        self._pad_id: int = 0 if pad_id is None else int(pad_id)
-        self._reads_type_ids = (
-            "token_type_ids" in tokenizer.model_input_names
-            and "token_type_ids" in inspect.signature(model.forward).parameters
-            and getattr(text_config, "type_vocab_size", 0) > 1
-        )
-        try:
-            self._readouts = [
-                Readout(output, model.config.id2label) for output in self._config.reads.values()
-            ]
-        except ValueError as error:
-            raise self._error(str(error)) from None
+        if isinstance(head, nn.Linear):
+            in_float32(head)
+        if not self._has_pad_id and not self._searches_padding:
+            raise ValueError("neither tokenizer nor config.json names a padding token; add one")
+        labels = self._model.config.id2label
+        self._readouts = [Readout(output, labels) for output in self._config.reads.values()]
 
+    @override
     def _prepare_text(self, tokenizer: Any) -> None:
-        if not tokenizer.is_fast:
-            raise self._error("its tokenizer has no fast version; save it with a tokenizer.json")
-        config = self._config
-        limit = _n_positions(self._model)
-        if config.max_length is not None and limit is not None and config.max_length > limit:
-            raise self._error(f"max_length {config.max_length} is more than the {limit} it reads")
-        limits = [_DEFAULT_MAX_LENGTH, tokenizer.model_max_length, limit or _DEFAULT_MAX_LENGTH]
-        self.max_length = config.max_length or min(limits)
+        self._view, self._encoder = self._read_view(tokenizer, self._config.input)
+
+    @override
+    def _check_reading(self, tokenizer: Any, inputs: Sequence[Tokens], rtol: float) -> None:
+        if not self._searches_padding:
+            check_end(self, inputs, self._read_with_pad_id, self._n_embeddings, rtol)
+
+    def _read(self, batch: Sequence[Tokens], readouts: Sequence[Readout]) -> FloatArray:
+        """Return what the readouts read, shape (n_inputs, n_readouts)."""
+        with torch.inference_mode():
+            given = self._model(**self._tensors(batch, self._choose_pad_id(batch)))
+            scores = torch.stack([read(given) for read in readouts], dim=1)
+            return np.asarray(scores.cpu().numpy(), dtype=np.float64)
+
+    def _one_by_one(self, inputs: Sequence[Tokens], readouts: Sequence[Readout]) -> FloatArray:
+        return np.concatenate([self._read([tokens], readouts) for tokens in inputs])
+
+    def _read_with_pad_id(self, tokens: Tokens, pad_id: int) -> FloatArray:
+        """Return the outputs of one input when the model is told another padding token."""
+        configs = (self._model.config, self._model.config.get_text_config())
+        before = [config.pad_token_id for config in configs]
+        for config in configs:
+            config.pad_token_id = pad_id
         try:
-            self._view = make_view(config.input, tokenizer)
-        except ValueError as error:
-            raise self._error(str(error)) from None
-        specials = (tokenizer.bos_token_id, tokenizer.eos_token_id, self._pad_id)
-        self._encoder = Encoder(
-            tokenizer.backend_tokenizer,
-            self.max_length,
-            adds_special_tokens=not isinstance(config.input, ChatInput),
-            start_id=tokenizer.bos_token_id,
-            empty_id=next(token for token in specials if token is not None),
-        )
+            return self._read([tokens], self._readouts)
+        finally:
+            for config, old in zip(configs, before, strict=True):
+                config.pad_token_id = old
 
     def _choose_pad_id(self, batch: Sequence[Tokens]) -> int:
         """Return the id to pad this batch with.
@@ -207,62 +118,3 @@ class SequenceClassifier(BatchedScorer):
         self._model.config.pad_token_id = pad_id
         self._model.config.get_text_config().pad_token_id = pad_id
         return pad_id
-
-    def _check(self, tokenizer: Any) -> None:
-        """Refuse a model that would give wrong scores."""
-        is_exact = next(self._model.parameters()).dtype == torch.float32
-        try:
-            inputs = trial_inputs(self)
-            check_vocabulary(inputs, tokenizer.unk_token_id, tokenizer.all_special_ids)
-            # bfloat16 has 8 bits: batching alone moves a sound score by a percent or two.
-            check_padding(self, inputs, rtol=1e-3 if is_exact else 5e-2)
-        except ValueError as error:
-            raise self._error(str(error)) from error
-        except Exception as error:
-            raise self._error(f"a trial run failed: {type(error).__name__}: {error}") from error
-
-    def _explain(self, error: Exception) -> str:
-        text = f"{type(error).__name__}: {error}"
-        if "trust_remote_code" in text:
-            return "it comes with its own code; read it, then set trust_remote_code: true"
-        if isinstance(self._source, Path):
-            return (
-                f"it cannot be loaded ({text}); it needs config.json, tokenizer files and complete "
-                "safetensors weights (allow_pickle: true accepts older weight files)"
-            )
-        if "safetensors" in text:
-            return f"it has no safetensors weights ({text}); allow_pickle: true accepts others"
-        return (
-            f"there is no such folder beside the rewards file, and it cannot be fetched from the "
-            f"hub ({text}); correct the name, or download it and give the folder"
-        )
-
-    def _error(self, problem: str) -> RewardModelError:
-        return RewardModelError(self.name, self.values, str(self._source), problem)
-
-
-def _n_positions(model: Any) -> int | None:
-    """Return the longest input that the model has positions for; None when it is not limited."""
-    limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    if not isinstance(limit, int) or limit <= 0:
-        return None
-    embeddings = getattr(getattr(model.base_model, "embeddings", None), "position_embeddings", None)
-    offset = getattr(embeddings, "padding_idx", None)
-    # RoBERTa and its kin count positions from behind the padding index: two fewer than declared.
-    return limit if not isinstance(offset, int) else limit - offset - 1
-
-
-@contextlib.contextmanager
-def _quietly() -> Iterator[None]:
-    """Keep progress bars off standard error; what they report is checked and raised instead."""
-    logging = transformers.utils.logging
-    was_enabled = logging.is_progress_bar_enabled()
-    verbosity = logging.get_verbosity()
-    logging.disable_progress_bar()
-    logging.set_verbosity_error()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(verbosity)
-        if was_enabled:
-            logging.enable_progress_bar()

@@ -55,6 +55,13 @@ def test_values_in_the_order_of_the_file(tmp_path):
         ("view: text}", "view: text, txt: a}", 6, "scorers.tone.input.txt", "mean 'text'"),
         ('a: "Q', 'aa: "Q', 14, "scorers.ask.input.aa", "did you mean 'a'"),
         ("margin", "margn", 8, "scorers.tone.output.margn", "did you mean 'margin'"),
+        (
+            "output:\n      margin: [POSITIVE, NEGATIVE]",
+            "outputs:\n      one: {margn: [POSITIVE, NEGATIVE]}",
+            8,
+            "scorers.tone.outputs.one.margn",
+            "did you mean 'margin'",
+        ),
         ("unit: logit", "units: logit", 20, "values.positive.units", "did you mean 'unit'"),
         ("version: 1", "version: 1\nvalue: 2", 2, "value", "did you mean 'values'"),
         ("from: tone", "from: tune", 18, "values.positive.from", "did you mean 'tone'"),

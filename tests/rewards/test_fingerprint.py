@@ -8,6 +8,7 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from rewards import load_rewards
+from rewards.config import LexicalConfig, SequenceClassifierConfig
 
 CONFIG = """\
 version: 1
@@ -78,3 +79,30 @@ async def test_other_weights_or_tokenizer(fingerprint, tmp_path):
     path.write_text(path.read_text() + "\n")
     seen.add(await fingerprint())
     assert len(seen) == 3
+
+
+def test_fields_that_came_later_count_only_when_set():
+    """Calibrations made before them still fit: what they were made with is dumped as it was."""
+    old = SequenceClassifierConfig(kind="sequence_classifier", model="m", input={"view": "text"})
+    assert old.input.model_dump() == {"view": "text", "text": "{answer}"}
+    assert set(old.output.model_dump()) == {"label", "index", "margin", "activation", "sign"}
+    pair = SequenceClassifierConfig(kind="sequence_classifier", model="m", input={"view": "pair"})
+    assert pair.input.model_dump() == {"view": "pair", "a": "{prompt}", "b": "{answer}"}
+    chat = SequenceClassifierConfig(kind="sequence_classifier", model="m", input={"view": "chat"})
+    assert chat.input.model_dump() == {"view": "chat", "system": "keep"}
+    words = LexicalConfig(kind="lexical", measure="words")
+    assert words.model_dump() == {"kind": "lexical", "measure": "words"}
+    asked = {"view": "chat", "question": "Is it?"}
+    new = SequenceClassifierConfig(kind="sequence_classifier", model="m", input=asked)
+    assert new.input.model_dump() == {**asked, "system": "keep"}
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("measure: words", 'measure: words, text: "{prompt}{answer}"'),
+        ("{view: text}", "{view: text, strip: true}"),
+    ],
+)
+async def test_fields_that_came_later_count_when_set(old, new, fingerprint):
+    assert await fingerprint(old, new) != await fingerprint()

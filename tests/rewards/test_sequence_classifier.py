@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import json
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 import transformers
+from pydantic import ValidationError
 
 from rewards import RewardModelError, Sample
 from rewards.base import Tokens
-from rewards.config import SequenceClassifierConfig
+from rewards.config import OutputConfig, SequenceClassifierConfig
+from rewards.models.readout import Readout
 from rewards.models.sequence_classifier import SequenceClassifier
-from tests.rewards.tiny import LETTERS
+from tests.rewards.golden import assert_batches_agree, samples
+from tests.rewards.tiny import CAUSAL, ENCODERS
 
-ENCODERS = ["bert", "electra", "distilbert", "roberta"]
-CAUSAL = ["gpt2", "llama", "qwen2"]
 PAIR = {"view": "pair"}
 TEXT = {"view": "text", "text": "{answer}"}
 
@@ -26,25 +29,6 @@ def load(folder, *, values=("kind",), **fields):
     scorer = SequenceClassifier("s", values, SequenceClassifierConfig(**fields), folder)
     scorer.load("cpu")
     return scorer
-
-
-def words(rng, n):
-    return " ".join("".join(rng.choice(list(LETTERS), rng.integers(1, 7))) for _ in range(n))
-
-
-def samples(seed=0, n=24, longest=40):
-    rng = np.random.default_rng(seed)
-    return [
-        Sample(
-            (
-                {"role": "user", "content": "an earlier turn"},
-                {"role": "assistant", "content": "an earlier answer"},
-                {"role": "user", "content": words(rng, rng.integers(1, 12))},
-            ),
-            words(rng, rng.integers(1, longest)),
-        )
-        for _ in range(n)
-    ]
 
 
 def one_by_one(folder, encode, wanted, max_length):
@@ -79,25 +63,6 @@ def encode_text(tokenizer, sample, max_length):
 def encode_chat(tokenizer, sample, max_length):
     dialogue = [*sample.messages, {"role": "assistant", "content": sample.answer}]
     return tokenizer.apply_chat_template(dialogue, return_tensors="pt", return_dict=True)
-
-
-def compositions(n, seed):
-    """Cut n inputs into batches at random, in random order."""
-    rng = np.random.default_rng(seed)
-    order = rng.permutation(n)
-    cuts = np.sort(rng.choice(np.arange(1, n), 5, replace=False))
-    return np.split(order, cuts)
-
-
-def assert_batches_agree(scorer, wanted, expected):
-    inputs = scorer.encode([scorer.render(sample) for sample in wanted])
-    assert max(map(len, inputs)) <= scorer.max_length
-    for seed in range(3):
-        for rows in compositions(len(wanted), seed):
-            scores = scorer.forward([inputs[row] for row in rows])[:, 0]
-            # float32 sums in another order; the scores are of order 1
-            np.testing.assert_allclose(scores, expected[rows], rtol=1e-5, atol=1e-5)
-    assert np.ptp(expected) > 0.1, "these texts are too alike to tell anything"
 
 
 @pytest.mark.parametrize("architecture", ENCODERS + CAUSAL)
@@ -155,6 +120,14 @@ def test_the_place_of_an_answer_that_looks_like_the_template(answer, tiny_model)
         ({"margin": [2, 0], "activation": "softmax"}, lambda x: softmax(x)[2] - softmax(x)[0]),
         ({"index": 1, "activation": "sigmoid"}, lambda x: 1 / (1 + np.exp(-x[1]))),
         ({"index": 1, "activation": "log_sigmoid"}, lambda x: -np.log1p(np.exp(-x[1]))),
+        (
+            {"index": 1, "activation": "log_odds"},
+            lambda x: np.log(softmax(x)[1]) - np.log1p(-softmax(x)[1]),
+        ),
+        (
+            {"expect": {"LABEL2": 3, "LABEL0": -1.5, "LABEL1": 0}, "sign": -1},
+            lambda x: -(softmax(x) @ [-1.5, 0, 3]),
+        ),
     ],
 )
 def test_readings_of_several_labels(output, read, tiny_model):
@@ -169,6 +142,105 @@ def test_readings_of_several_labels(output, read, tiny_model):
 
 def softmax(x):
     return np.exp(x) / np.exp(x).sum()
+
+
+def test_log_odds_where_the_probability_rounds_to_one():
+    read = Readout(OutputConfig(index=0, activation="log_odds"), {0: "a", 1: "b", 2: "c"})
+    logits = torch.tensor([[60.0, 0.0, 0.0]])
+    np.testing.assert_allclose(read(SimpleNamespace(logits=logits)), 60 - np.log(2), rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("output", "problem"),
+    [
+        ({"expect": {"LABEL0": 1, "LABEL1": 2}}, "expect has no number for LABEL2"),
+        ({"expect": {"LABEL0": 1, "LABEL3": 2}}, "no label 'LABEL3'"),
+    ],
+)
+def test_numbers_of_labels_that_are_not_all_there(output, problem, tiny_model):
+    with pytest.raises(RewardModelError, match=problem):
+        load(tiny_model("bert", n_labels=3), output=output)
+
+
+def test_log_odds_of_the_only_label(tiny_model):
+    with pytest.raises(RewardModelError, match="whose logit is the log-odds already"):
+        load(tiny_model("bert"), output={"index": 0, "activation": "log_odds"})
+
+
+@pytest.mark.parametrize(
+    ("fields", "problem"),
+    [
+        ({"output": {"expect": {"a": 1, "b": 2}, "label": "a"}}, "label and expect exclude"),
+        ({"output": {"expect": {"a": 1, "b": 2}, "activation": "softmax"}}, "by itself"),
+        ({"output": {"expect": {"a": 1, "b": float("nan")}}}, "number of b is nan"),
+        ({"output": {"activation": "log_odds"}}, "set label or index"),
+        ({"output": {"attribute": "score"}}, "trust_remote_code: true"),
+        ({"output": {"attribute": "__class__"}}, "is no name"),
+        ({"output": {"attribute": "x", "label": "a"}}, "only an index"),
+        ({"output": {"attribute": "x", "index": 1, "activation": "softmax"}}, "no softmax"),
+    ],
+)
+def test_readings_that_make_no_sense(fields, problem):
+    with pytest.raises(ValidationError, match=problem):
+        SequenceClassifierConfig(kind="sequence_classifier", model="m", input=TEXT, **fields)
+
+
+MODEL_CODE = """
+from dataclasses import dataclass
+import torch
+from transformers import LlamaForSequenceClassification
+from transformers.utils import ModelOutput
+
+@dataclass
+class Output(ModelOutput):
+    rewards: torch.Tensor = None
+    score: torch.Tensor = None
+    logits: torch.Tensor = None
+
+class ManyRewards(LlamaForSequenceClassification):
+    def forward(self, **inputs):
+        logits = super().forward(**inputs).logits
+        return Output(rewards=logits, score=logits.sum(dim=-1), logits=logits)
+"""
+
+
+@pytest.fixture
+def armo(tiny_model, tmp_path):
+    """Return a model with code of its own, which gives 5 rewards and their gated sum."""
+    folder = shutil.copytree(tiny_model("llama", n_labels=5), tmp_path / "armo")
+    (folder / "many_rewards.py").write_text(MODEL_CODE)
+    config = json.loads((folder / "config.json").read_text())
+    config["auto_map"] = {"AutoModelForSequenceClassification": "many_rewards.ManyRewards"}
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+def test_attributes_of_a_model_with_its_own_code(armo, tiny_model):
+    outputs = {
+        "third": {"attribute": "rewards", "index": 2},
+        "short": {"attribute": "rewards", "index": 4, "sign": -1},
+        "all": {"attribute": "score"},
+        "plain": {"index": 1},
+    }
+    scorer = load(armo, trust_remote_code=True, outputs=outputs)
+    plain = load(tiny_model("llama", n_labels=5), outputs={f"o{i}": {"index": i} for i in range(5)})
+    inputs = plain.encode([plain.render(sample) for sample in samples(n=5)])
+    logits = plain.forward(inputs)
+    expected = np.stack([logits[:, 2], -logits[:, 4], logits.sum(axis=1), logits[:, 1]], axis=1)
+    np.testing.assert_allclose(scorer.forward(inputs), expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("output", "problem"),
+    [
+        ({"attribute": "reward"}, "no numbers 'reward'; it has rewards, score, logits"),
+        ({"attribute": "rewards"}, "rewards holds 5 numbers, and none is chosen"),
+        ({"attribute": "rewards", "index": 5}, "rewards holds 5 numbers; there is no index 5"),
+    ],
+)
+def test_attributes_that_are_not_there(output, problem, armo):
+    with pytest.raises(RewardModelError, match=problem):
+        load(armo, trust_remote_code=True, output=output)
 
 
 @pytest.mark.parametrize("output", [{}, {"label": "GOOD"}, {"index": 3}, {"margin": [0, 7]}])
@@ -224,6 +296,6 @@ def test_an_architecture_that_minds_padding_is_refused(tiny_model, monkeypatch):
 
         return tuple(np.ascontiguousarray(array[:, ::-1]) for array in pad(batch, pad_id))
 
-    monkeypatch.setattr("rewards.models.sequence_classifier.pad", pad_left)
+    monkeypatch.setattr("rewards.models.transformer.pad", pad_left)
     with pytest.raises(RewardModelError, match="alone than padded in a batch"):
         load(tiny_model("gpt2"))

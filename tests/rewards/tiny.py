@@ -60,6 +60,18 @@ def bytelevel(*, style: str) -> PreTrainedTokenizerFast:
     return tokenizer
 
 
+ENCODERS = (
+    "bert",
+    "electra",
+    "distilbert",
+    "roberta",
+    "xlm-roberta",
+    "deberta-v2",
+    "modernbert",
+)
+CAUSAL = ("gpt2", "llama", "mistral", "qwen2", "qwen3", "gemma2")
+
+
 def make(
     architecture: str,
     folder: Path,
@@ -68,6 +80,7 @@ def make(
     n_labels: int = 1,
     head: bool = True,
     hidden_size: int = 32,
+    auto: str = "AutoModelForSequenceClassification",
 ):
     """Save a tiny model of an architecture with its tokenizer, and return the folder.
 
@@ -89,10 +102,44 @@ def make(
         }[architecture](**sizes, max_position_embeddings=64, pad_token_id=0)
         if architecture == "distilbert":
             tokenizer.model_input_names = ["input_ids", "attention_mask"]
-    elif architecture == "roberta":
+    elif architecture in ("roberta", "xlm-roberta"):
         tokenizer = bytelevel(style="roberta")
-        config = transformers.RobertaConfig(
+        config = {
+            "roberta": transformers.RobertaConfig,
+            "xlm-roberta": transformers.XLMRobertaConfig,
+        }[architecture](
             **sizes, max_position_embeddings=66, pad_token_id=1, bos_token_id=0, eos_token_id=2
+        )
+    elif architecture == "deberta-v2":
+        tokenizer = wordpiece()
+        config = transformers.DebertaV2Config(
+            **sizes,
+            max_position_embeddings=64,
+            pad_token_id=0,
+            type_vocab_size=0,
+            relative_attention=True,
+            position_buckets=16,
+            norm_rel_ebd="layer_norm",
+            pos_att_type=["p2c", "c2p"],
+            position_biased_input=False,
+            share_att_key=True,
+        )
+    elif architecture == "modernbert":
+        tokenizer = wordpiece()
+        tokenizer.model_input_names = ["input_ids", "attention_mask"]
+        del sizes["initializer_range"]
+        config = transformers.ModernBertConfig(
+            **sizes,
+            initializer_range=0.4,
+            initializer_cutoff_factor=3.0,
+            max_position_embeddings=64,
+            global_attn_every_n_layers=2,
+            local_attention=16,
+            pad_token_id=0,
+            cls_token_id=2,
+            sep_token_id=3,
+            bos_token_id=2,
+            eos_token_id=3,
         )
     elif architecture == "gpt2":
         tokenizer = bytelevel(style="gpt2")
@@ -109,10 +156,16 @@ def make(
         )
     else:
         tokenizer = bytelevel(style="llama")
-        config = {"llama": transformers.LlamaConfig, "qwen2": transformers.Qwen2Config}[
-            architecture
-        ](
+        more = {} if architecture in ("llama", "qwen2") else {"head_dim": 16}
+        config = {
+            "llama": transformers.LlamaConfig,
+            "mistral": transformers.MistralConfig,
+            "qwen2": transformers.Qwen2Config,
+            "qwen3": transformers.Qwen3Config,
+            "gemma2": transformers.Gemma2Config,
+        }[architecture](
             **sizes,
+            **more,
             num_key_value_heads=2,
             max_position_embeddings=160,
             bos_token_id=0,
@@ -120,7 +173,7 @@ def make(
             pad_token_id=2,
         )
     if head:
-        model = transformers.AutoModelForSequenceClassification.from_config(config)
+        model = getattr(transformers, auto).from_config(config)
     else:
         model = transformers.AutoModel.from_config(config)
     model.save_pretrained(folder)

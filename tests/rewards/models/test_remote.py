@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from rewards import RewardConfigError, RewardModelError, Sample, ScoringError, load_rewards
+from rewards.checking import check_rewards
 from rewards.models import remote
 
 # What an api is sent, and how its answer is read. The good answers below are the answer's length.
@@ -221,6 +222,7 @@ async def test_replies_of_a_webhook(reply, serve, load):
         ("{index: 1, activation: softmax}", 1 / (1 + np.exp(-3.0))),
         ("{margin: [1, 0], activation: sigmoid}", 1 / (1 + np.exp(-3.0))),
         ("{margin: [1, 0], activation: log_sigmoid}", -np.log1p(np.exp(-3.0))),
+        ("{index: 1, activation: log_odds}", 3.0),
     ],
 )
 async def test_how_numbers_are_read(output, expected, serve, load):
@@ -228,6 +230,36 @@ async def test_how_numbers_are_read(output, expected, serve, load):
     async with load("webhook", upstream.url, entry=f"output: {output}") as suite:
         scores = await suite.score(samples("ab"), ["liked"])
     np.testing.assert_allclose(scores, [[expected]], rtol=1e-12)
+
+
+async def test_numbers_for_labels(serve, load):
+    upstream = serve("tei_predict")
+    entry = "input: {view: pair}, output: {expect: {good: 2, bad: -1}}"
+    async with load("tei_predict", upstream.url, entry=entry) as suite:
+        scores = await suite.score(samples("ab"), ["liked"])
+    good_share = 1 / (1 + np.exp(0.5 - 2))
+    np.testing.assert_allclose(scores, [[2 * good_share - (1 - good_share)]], rtol=1e-12)
+    with pytest.raises(RewardModelError, match="a number for each label; it gives the labels"):
+        await load(
+            "tei_predict", upstream.url,
+            entry="input: {view: pair}, output: {expect: {good: 2, best: 1}}",
+        ).start()  # fmt: skip
+
+
+async def test_one_request_feeds_several_values(serve, tmp_path):
+    upstream = serve("webhook")
+    path = tmp_path / "rewards.yaml"
+    path.write_text(
+        "version: 1\n"
+        f"scorers: {{rm: {{kind: remote, api: webhook, url: '{upstream.url}',\n"
+        "  outputs: {long: {index: 1}, gap: {margin: [0, 1]}}}}\n"
+        "values: {long: {from: rm.long}, gap: {from: rm.gap}}\n"
+    )
+    async with load_rewards(path) as suite:
+        n_trials = len(upstream.seen)
+        scores = await suite.score(samples("ab", "abcd"))
+    np.testing.assert_array_equal(scores, [[2, -3], [4, -5]])
+    assert len(upstream.seen) == n_trials + 1
 
 
 async def test_requests_overlap_up_to_the_bound(serve, load):
@@ -488,8 +520,33 @@ async def test_the_fingerprint(serve, load):
         ("webhook", "http://h/x", "output: {margin: [0, -1]}", "count from 0"),
         ("webhook", "http://h/x", "truncate: true", "leave truncate out"),
         ("vllm_score", "http://h/x", "input: {view: pair}, output: {index: 0}", "gives one number"),
+        ("webhook", "http://h/x", "outputs: {a: {index: 0}, b: {label: x}}", "index or margin"),
+        ("webhook", "http://h/x", "output: {attribute: score}", "cannot be read by attribute"),
+        ("webhook", "http://h/x", "output: {expect: {a: 1, b: 2}}", "cannot be read by expect"),
+        ("webhook", "http://h/x", "input: {view: chat, question: a}", "models in this process"),
     ],
 )  # fmt: skip
 def test_wrong_entries(api, url, entry, problem, load):
     with pytest.raises(RewardConfigError, match=rf"yaml:3: .*{problem}"):
         load(api, url, entry=entry)
+
+
+@pytest.mark.parametrize(("low", "high", "warns"), [(0.0, 1.0, True), (-3.0, 4.0, False)])
+def test_numbers_that_look_squeezed(low, high, warns, serve, tmp_path):
+    upstream = serve("webhook")
+
+    def reply(_, body):
+        numbers = np.linspace(low, high, len(body["samples"])).tolist()
+        return 200, {}, {"rewards": numbers}
+
+    upstream.script = [reply] * 100
+    path = tmp_path / "rewards.yaml"
+    path.write_text(
+        "version: 1\n"
+        f"scorers: {{rm: {{kind: remote, api: webhook, url: '{upstream.url}'}}}}\n"
+        "values: {good: {from: rm}}\n"
+    )
+    report = check_rewards(path)
+    assert report.is_sound
+    (scorer,) = report.scorers
+    assert [("sigmoid or softmax" in warning) for warning in scorer.warnings] == [True] * warns

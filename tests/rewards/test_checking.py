@@ -1,0 +1,105 @@
+"""What is found of a rewards file: sizes, licences, speed, and what would keep a server away."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import pytest
+
+from rewards import RewardConfigError
+from rewards.checking import check_rewards
+from rewards.licences import NOT_STATED, licence_of
+
+CONFIG = """\
+version: 1
+scorers:
+  tone:
+    kind: sequence_classifier
+    model: m
+    input: {view: text}
+    output: {index: 0}
+  broken: {kind: sequence_classifier, model: ./gone, input: {view: text}}
+  count: {kind: lexical, measure: words}
+  own: {kind: sampler_logprob}
+  idle: {kind: lexical, measure: characters}
+values:
+  tone: {from: tone}
+  lost: {from: broken, check: [{prompt: q, better: a, worse: b}]}
+  words: {from: count, check: [{prompt: q, better: a b, worse: a}]}
+  short: {mix: {count: -1}, check: [{prompt: q, better: a b, worse: a}]}
+  own: {from: own, check: [{prompt: q, better: a b, worse: a}]}
+"""
+
+
+@pytest.fixture
+def file(tiny_model, tmp_path):
+    shutil.copytree(tiny_model("bert", n_labels=2), tmp_path / "m")
+    (tmp_path / "m" / "README.md").write_text("---\nlicense: mit\ntags: [a]\n---\n# A model\n")
+    path = tmp_path / "rewards.yaml"
+    path.write_text(CONFIG)
+    return path
+
+
+def test_one_failure_hides_no_other(file):
+    told = []
+    report = check_rewards(file, device="cpu", tell=told.append)
+    assert told == ["tone", "broken", "count", "own", "idle"]
+    scorers = {one.name: one for one in report.scorers}
+    tone = scorers["tone"]
+    assert tone.problem is None
+    assert tone.passed == ("weights", "vocabulary", "padding", "finite")
+    assert (tone.licence, tone.max_length) == ("mit", 64)
+    assert tone.model == str(file.parent / "m")
+    assert 10_000 < tone.n_parameters < 100_000
+    assert tone.n_bytes == 4 * tone.n_parameters
+    assert tone.texts_per_s > 0
+    assert tone.ms_per_1k_tokens > 0
+    assert "no such folder" in scorers["broken"].problem
+    assert scorers["count"].ms_per_1k_tokens is None
+    assert scorers["idle"].warnings == ("it feeds no value, so a server does not load it",)
+    values = {one.name: one for one in report.values}
+    assert values["tone"].problem is None
+    assert values["tone"].n_pairs == 0
+    assert values["lost"].problem == "not tested, for broken is not"
+    assert values["words"].problem is None
+    assert "sign turned round" in values["short"].problem
+    assert "leave check out" in values["own"].problem
+    assert not report.is_sound
+    assert json.loads(json.dumps(report.as_json()))["sound"] is False
+
+
+def test_a_sound_file(file):
+    text = CONFIG.replace("  lost:", "#").replace("  short:", "#").replace("  own: {from", "#")
+    file.write_text(text)
+    report = check_rewards(file, device="cpu")
+    # What is broken feeds nothing, so a server does not load it.
+    assert report.is_sound
+
+
+def test_a_wrong_file(file):
+    file.write_text("version: 1")
+    with pytest.raises(RewardConfigError):
+        check_rewards(file)
+
+
+@pytest.mark.parametrize(
+    ("card", "licence"),
+    [
+        ("---\nlicense: apache-2.0\n---\n", "apache-2.0"),
+        ("---\nlicense: other\nlicense_name: llama3\n---\n", "llama3"),
+        ("---\nlicense: [mit, cc-by-4.0]\n---\ntext", "mit, cc-by-4.0"),
+        ("---\nlicense: [\n---\n", NOT_STATED),
+        ("---\ntags: []\n---\n", NOT_STATED),
+        ("license: mit", NOT_STATED),
+        ("", NOT_STATED),
+    ],
+)
+def test_licences(card, licence, tmp_path):
+    (tmp_path / "README.md").write_text(card)
+    assert licence_of(tmp_path) == licence
+
+
+def test_licences_that_are_not_here(tmp_path):
+    assert licence_of(tmp_path) == NOT_STATED
+    assert licence_of("nobody/has-this") == NOT_STATED

@@ -1,0 +1,86 @@
+"""``palette rewards check``: what it prints and its exit codes."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from typer.testing import CliRunner
+
+from server.cli import app
+
+SOUND = """\
+version: 1
+scorers:
+  count: {kind: lexical, measure: words}
+  other: {kind: lexical, measure: characters}
+values:
+  words: {from: count, check: [{prompt: q, better: a b, worse: a}]}
+  characters: {from: other}
+"""
+
+
+def check(*arguments):
+    """Run the command in this process; whatever it raises is a bug, not an exit code."""
+    result = CliRunner().invoke(app, ["rewards", "check", *map(str, arguments)])
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return result
+
+
+@pytest.fixture
+def file(tmp_path):
+    path = tmp_path / "rewards.yaml"
+    path.write_text(SOUND)
+    return path
+
+
+def test_a_sound_file(file):
+    told = check(file)
+    assert told.exit_code == 0, told.output
+    assert "count lexical" in told.stdout
+    assert "words tells better from worse (1 pairs)" in told.stdout
+    assert "characters has no pair" in told.stdout
+
+
+def test_json_is_one_object(file):
+    told = check(file, "--json")
+    assert told.exit_code == 0
+    found = json.loads(told.stdout)
+    assert found["sound"] is True
+    assert [one["name"] for one in found["scorers"]] == ["count", "other"]
+    assert found["scorers"][0]["texts_per_s"] > 0
+
+
+def test_a_value_that_is_the_wrong_way_round(file):
+    file.write_text(SOUND.replace("from: count", "mix: {count: -1}"))
+    told = check(file)
+    assert told.exit_code == 1
+    assert "words failed: pair 1: the better answer has -2" in told.stdout
+    assert check(file, "--json").exit_code == 1
+
+
+def test_a_wrong_file(file):
+    file.write_text(SOUND.replace("measure: words", "measure: wrds"))
+    told = check(file)
+    assert told.exit_code == 2
+    assert told.stdout == ""
+    assert "rewards.yaml:3: scorers.count.measure" in told.stderr
+    assert check(file.parent / "none.yaml").exit_code == 2
+
+
+def test_a_device_that_is_not_there(file):
+    file.write_text(
+        SOUND.replace("{kind: lexical, measure: characters}", "{kind: sequence_classifier, "
+                      "model: ./m, input: {view: text}}")
+    )  # fmt: skip
+    told = check(file, "--device", "cuda:77")
+    assert told.exit_code == 1
+    assert "cuda:77" in told.stderr
+
+
+def test_help():
+    told = CliRunner().invoke(app, ["rewards", "check", "--help"])
+    assert told.exit_code == 0
+    assert "palette rewards check " in told.stdout
+    assert "rewards" in CliRunner().invoke(app, ["--help"]).stdout
