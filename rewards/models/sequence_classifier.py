@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+import logging
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,9 +22,12 @@ from rewards.errors import RewardModelError, ScoringError
 from rewards.identity import hash_folder
 from rewards.models.device import resolve_dtype
 from rewards.models.encoding import Encoder
+from rewards.models.packing import can_pack, pack
 from rewards.models.readout import Readout
 from rewards.models.self_test import check_padding, check_vocabulary, trial_inputs
 from rewards.models.views import make_view
+
+logger = logging.getLogger(__name__)
 
 # Some configurations promise 131,072 positions; nobody means to pay for that on every answer.
 _DEFAULT_MAX_LENGTH = 2048
@@ -75,6 +79,11 @@ class SequenceClassifier(BatchedScorer):
         except Exception as error:
             raise self._error(self._explain(error)) from error
         self._check(tokenizer)
+        if can_pack(device) and not self._pack():
+            logger.warning(
+                "scorer %r: packed weights give other scores; left as they are", self.name
+            )
+            self._load(device)
 
     @override
     def render(self, sample: Sample) -> Rendered:
@@ -142,6 +151,7 @@ class SequenceClassifier(BatchedScorer):
 
     def _prepare_model(self, tokenizer: Any) -> None:
         model = self._model
+        self._is_exact = next(model.parameters()).dtype == torch.float32
         text_config = model.config.get_text_config()
         text_config.use_cache = False  # nothing is generated: no key-value cache
         head = getattr(model, "score", None)
@@ -210,16 +220,27 @@ class SequenceClassifier(BatchedScorer):
 
     def _check(self, tokenizer: Any) -> None:
         """Refuse a model that would give wrong scores."""
-        is_exact = next(self._model.parameters()).dtype == torch.float32
         try:
             inputs = trial_inputs(self)
             check_vocabulary(inputs, tokenizer.unk_token_id, tokenizer.all_special_ids)
             # bfloat16 has 8 bits: batching alone moves a sound score by a percent or two.
-            check_padding(self, inputs, rtol=1e-3 if is_exact else 5e-2)
+            check_padding(self, inputs, rtol=1e-3 if self._is_exact else 5e-2)
         except ValueError as error:
             raise self._error(str(error)) from error
         except Exception as error:
             raise self._error(f"a trial run failed: {type(error).__name__}: {error}") from error
+
+    def _pack(self) -> bool:
+        """Make the model faster; return False, the model then being spoilt, if scores change."""
+        inputs = trial_inputs(self)
+        plain = self.forward(inputs)
+        pack(self._model)
+        try:
+            packed = self.forward(inputs)
+        except Exception:  # noqa: BLE001 - whatever this model does with its layers, it goes without
+            return False
+        rtol = 1e-4 if self._is_exact else 5e-2
+        return bool(np.all(np.abs(packed - plain) <= rtol * (1.0 + np.abs(plain))))
 
     def _explain(self, error: Exception) -> str:
         text = f"{type(error).__name__}: {error}"
