@@ -55,7 +55,7 @@ def can_pack(device: str) -> bool:
     return (
         torch.device(device).type == "cpu"
         and platform.machine() in ("x86_64", "AMD64")
-        and torch.backends.mkldnn.is_available()
+        and torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
         and hasattr(torch.ops.mkldnn, "_reorder_linear_weight")
         and hasattr(torch.ops.mkldnn, "_linear_pointwise")
     )
@@ -82,16 +82,11 @@ def pack(model: nn.Module) -> int:
 
 
 def _packed(layer: nn.Module, users: dict[int, int]) -> PackedLinear | None:
-    if type(layer) is nn.Linear:
-        weight = layer.weight
-    elif type(layer) is Conv1D:  # GPT-2's name for a linear layer with its weight transposed
-        weight = layer.weight.T
-    else:
+    if type(layer) not in (nn.Linear, Conv1D) or layer._forward_hooks or layer._forward_pre_hooks:
         return None
-    is_plain = (
-        layer.weight.dtype in _DTYPES
-        and weight.shape[0] >= _FEWEST_OUTPUTS
-        and users[id(layer.weight)] == 1
-        and not (layer._forward_hooks or layer._forward_pre_hooks)
-    )
-    return PackedLinear(weight, layer.bias) if is_plain else None
+    weight, bias = layer._parameters["weight"], layer._parameters["bias"]
+    if weight is None or weight.dtype not in _DTYPES or users[id(weight)] > 1:
+        return None
+    # Conv1D is GPT-2's name for a linear layer with its weight transposed.
+    ordered = weight.T if type(layer) is Conv1D else weight
+    return PackedLinear(ordered, bias) if len(ordered) >= _FEWEST_OUTPUTS else None

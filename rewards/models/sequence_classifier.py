@@ -20,6 +20,7 @@ from rewards.batch import pad
 from rewards.config import ChatInput, SequenceClassifierConfig
 from rewards.errors import RewardModelError, ScoringError
 from rewards.identity import hash_folder
+from rewards.models.budgets import linger_s
 from rewards.models.device import resolve_dtype
 from rewards.models.encoding import Encoder
 from rewards.models.packing import can_pack, pack
@@ -145,6 +146,7 @@ class SequenceClassifier(BatchedScorer):
             self._weights = f"{self._source}@{commit}"
         self._device = device
         self._model = model.eval().to(device)
+        self.linger_s = linger_s(device, model.num_parameters())
         self._prepare_model(tokenizer)
         self._prepare_text(tokenizer)
         return tokenizer
