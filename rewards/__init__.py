@@ -11,7 +11,13 @@ Importing this package loads no torch; starting a suite does, where a model need
 from __future__ import annotations
 
 from rewards.base import Message, Sample, Value
-from rewards.errors import RewardConfigError, RewardError, RewardModelError, ScoringError
+from rewards.errors import (
+    RewardConfigError,
+    RewardError,
+    RewardModelError,
+    RewardQueueFullError,
+    ScoringError,
+)
 from rewards.registry import load_rewards
 from rewards.suite import RewardSuite
 
@@ -20,6 +26,7 @@ __all__ = [
     "RewardConfigError",
     "RewardError",
     "RewardModelError",
+    "RewardQueueFullError",
     "RewardSuite",
     "Sample",
     "ScoringError",

@@ -14,6 +14,7 @@ from typing import NotRequired, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
+from typing_extensions import override
 
 FloatArray = NDArray[np.float64]
 
@@ -77,6 +78,12 @@ class Sample:
     answer: str
     token_logprobs: tuple[float, ...] | None = None
     reasoning: str = ""
+
+
+# Any model of texts can read this.
+TRIAL = Sample(
+    (Message(role="user", content="What is the capital of France?"),), "Paris.", (-0.5, -0.1)
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,6 +203,13 @@ class Scorer(ABC):
         suite's fingerprint is made of these.
         """
 
+    def trial(self) -> Sample | None:
+        """Return a sample that it scores whenever it works; None: failures are the samples' own.
+
+        After a failure, this sample tells whether the scorer works again.
+        """
+        return None
+
     def load(self, device: str) -> None:  # noqa: B027 - most direct scorers have nothing to load
         """Make ready to score; called once, on the thread that owns the device.
 
@@ -233,9 +247,13 @@ class DirectScorer(Scorer):
     n_threads : int
         Threads of its own, for a scorer that waits or runs long: calls of ``score`` that may run
         at once. 0: it is quick, and shares the text thread with all others.
+    patience_s : float
+        How long, in seconds, its own limits let a call of ``score`` take; what takes longer than
+        that and the suite's limit together counts as hung.
     """
 
     n_threads = 0
+    patience_s = 0.0
 
     @abstractmethod
     def score(self, samples: Sequence[Sample]) -> FloatArray:
@@ -260,9 +278,17 @@ class BatchedScorer(Scorer):
     ----------
     max_length : int
         Longest input in tokens; set by ``load``.
+    linger_s : float
+        Seconds for which a batch may wait for inputs that are to come; set by ``load`` where
+        beginning a forward pass is dear.
     """
 
     max_length: int
+    linger_s = 0.0
+
+    @override
+    def trial(self) -> Sample | None:
+        return TRIAL
 
     @abstractmethod
     def render(self, sample: Sample) -> Rendered:

@@ -8,7 +8,7 @@ inputs whose padding would cost more than another forward pass.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
@@ -43,6 +43,9 @@ class BatchLimits:
     max_padding: int
 
 
+LimitsOf = Callable[[BatchedScorer], BatchLimits]
+
+
 @dataclass(slots=True, eq=False)
 class Entry(Generic[Waiter]):
     """One distinct input on its way through the model, and everybody who waits for its score.
@@ -57,6 +60,8 @@ class Entry(Generic[Waiter]):
     rendered : Rendered
     tokens : Tokens or None
         None until encoded.
+    size : int
+        Tokens that it is taken for until they are counted.
     waiters : list
         Empty once every request that wanted it has gone; it is then not worth scoring.
     score : ndarray, shape (n_outputs,), or None
@@ -67,6 +72,7 @@ class Entry(Generic[Waiter]):
     key: bytes
     order: int
     rendered: Rendered
+    size: int = 0
     tokens: Tokens | None = None
     waiters: list[Waiter] = field(default_factory=list)
     score: FloatArray | None = None
@@ -99,7 +105,25 @@ class EntryQueue(Generic[Waiter]):
         for entry in entries:
             self._lines.get(entry.scorer, {}).pop(entry.order, None)
 
-    def take(self, limits: BatchLimits) -> list[Entry[Waiter]]:
+    def put_back(self, entries: Iterable[Entry[Waiter]]) -> None:
+        """Queue entries that were taken at their old places, but those nobody waits for."""
+        for entry in entries:
+            if entry.waiters:
+                line = {**self._lines.get(entry.scorer, {}), entry.order: entry}
+                self._lines[entry.scorer] = dict(sorted(line.items()))
+
+    def take_all(self, scorer: BatchedScorer) -> list[Entry[Waiter]]:
+        """Remove and return all entries of a scorer."""
+        return list(self._lines.pop(scorer, {}).values())
+
+    def fills(self, limits_of: LimitsOf) -> bool:
+        """Return whether the entries of some scorer fill a batch."""
+        return any(
+            line and sum(map(len, line.values())) >= limits_of(scorer).max_tokens
+            for scorer, line in self._lines.items()
+        )
+
+    def take(self, limits_of: LimitsOf) -> list[Entry[Waiter]]:
         """Remove and return the next batch; empty when nothing waits.
 
         An entry that exceeds the limits alone goes alone.
@@ -113,6 +137,7 @@ class EntryQueue(Generic[Waiter]):
         if not lines:
             return []
         line = min(lines, key=lambda candidate: next(iter(candidate)))
+        limits = limits_of(next(iter(line.values())).scorer)
         window: list[Entry[Waiter]] = []
         total = 0
         for entry in line.values():

@@ -68,3 +68,26 @@ class ScoringError(RewardError):
         self.values = tuple(values)
         fed = ", ".join(self.values) or "no value"
         super().__init__(f"scorer {scorer!r} (feeds {fed}): {problem}")
+
+
+class RewardQueueFullError(RewardError):
+    """Too many inputs wait for the reward models already; the caller should come back later.
+
+    Attributes
+    ----------
+    retry_after_s : int
+    """
+
+    def __init__(self, message: str, retry_after_s: int) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
+class HungError(RewardError):
+    """A scorer does not come back: what `ScoringError` then has as its cause."""
+
+    def __init__(self, timeout_s: float) -> None:
+        super().__init__(
+            f"it hangs: a pass took more than {timeout_s:g} s and was given up; until it ends, "
+            "this scorer serves nobody. Look at its model and device, or raise reward_timeout_s"
+        )

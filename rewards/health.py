@@ -14,6 +14,8 @@ class ScorerHealth:
     ----------
     is_failing : bool
         The last attempt failed; the next success clears it.
+    persists : bool
+        A trial after that failed as well: it is the scorer, not what was scored.
     last_error : str or None
         Kept after a recovery, so that one can see what happened.
     n_batches, n_texts : int
@@ -25,6 +27,7 @@ class ScorerHealth:
     """
 
     is_failing: bool = False
+    persists: bool = False
     last_error: str | None = None
     n_batches: int = 0
     n_texts: int = 0
@@ -34,7 +37,7 @@ class ScorerHealth:
 
     def ran(self, lengths: Sequence[int]) -> None:
         """Count one forward pass over texts of these lengths, in tokens."""
-        self.is_failing = False
+        self.is_failing = self.persists = False
         self.n_batches += 1
         self.n_texts += len(lengths)
         self.n_tokens += sum(lengths)
@@ -42,7 +45,7 @@ class ScorerHealth:
 
     def counted(self, n_texts: int) -> None:
         """Count texts scored without a model."""
-        self.is_failing = False
+        self.is_failing = self.persists = False
         self.n_texts += n_texts
 
     def failed(self, error: str) -> None:
@@ -50,11 +53,12 @@ class ScorerHealth:
         self.is_failing = True
         self.last_error = error
 
-    def report(self) -> dict[str, object]:
-        """Return the counters as JSON, with the share of padding in [0, 1)."""
+    def report(self, *, is_hung: bool = False) -> dict[str, object]:
+        """Return state and counters as JSON, with the share of padding in [0, 1)."""
         padding = self.n_padded_tokens - self.n_tokens
         return {
-            "state": "failing" if self.is_failing else "ok",
+            "state": "hung" if is_hung else "failing" if self.is_failing else "ok",
+            "persists": is_hung or self.persists,
             "last_error": self.last_error,
             "batches": self.n_batches,
             "texts": self.n_texts,

@@ -25,7 +25,8 @@ from rewards.config import (
 )
 from rewards.config_file import config_error, read_config, split_source
 from rewards.pairs import make_pair
-from rewards.suite import RewardSuite
+from rewards.sharing import share_models
+from rewards.suite import QUEUE_TOKENS, TIMEOUT_S, RewardSuite
 from rewards.transforms import LENGTH
 
 
@@ -36,6 +37,8 @@ def load_rewards(
     max_batch_tokens: int | None = None,
     cache_entries: int = 65536,
     torch_threads: int | None = None,
+    queue_tokens: int = QUEUE_TOKENS,
+    timeout_s: float = TIMEOUT_S,
 ) -> RewardSuite:
     """Return the suite that a rewards file describes; its models are loaded by ``start``.
 
@@ -51,6 +54,10 @@ def load_rewards(
         Scores remembered, about 200 bytes each; 0 turns the memory off.
     torch_threads : int or None
         Threads of one forward pass on a CPU, process-wide; None leaves torch's setting alone.
+    queue_tokens : int
+        Tokens, about, of inputs that may wait for the models; more are refused.
+    timeout_s : float
+        Longest forward pass, or call of a scorer with threads of its own; then it counts as hung.
 
     Raises
     ------
@@ -59,6 +66,7 @@ def load_rewards(
     """
     path = Path(path)
     config, lines = read_config(path)
+    config = share_models(config, lambda model: find_model(model, path.parent))
     columns = columns_of(config)
     watches = {
         name: Column(f"{name}.watch", _terms(config, {value.watch: 1.0}))
@@ -108,6 +116,8 @@ def load_rewards(
         max_batch_tokens=max_batch_tokens,
         cache_entries=cache_entries,
         torch_threads=torch_threads,
+        queue_tokens=queue_tokens,
+        timeout_s=timeout_s,
     )
 
 

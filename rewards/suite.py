@@ -5,34 +5,44 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import functools
-import hashlib
 from collections.abc import Callable, Collection, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Self
 
 import numpy as np
 
-from rewards.base import (
-    BatchedScorer,
-    DirectScorer,
-    FloatArray,
-    Sample,
-    Scorer,
-    Value,
-    as_rows,
-)
+from rewards.base import BatchedScorer, FloatArray, Sample, Scorer, Value
 from rewards.batch import BatchLimits
-from rewards.batcher import Batcher, Work
-from rewards.cache import ScoreCache
 from rewards.columns import Column
 from rewards.config import TransformConfig
 from rewards.config_file import FieldPath, suggest
-from rewards.errors import RewardConfigError, RewardError, ScoringError
-from rewards.health import ScorerHealth
+from rewards.errors import RewardConfigError, RewardError
 from rewards.identity import hash_json
 from rewards.pairs import Pair, find_problem, samples_of, unscorable
+from rewards.running import Runner
 
 _CLOSE_TIMEOUT_S = 10.0
+
+# 32 requests of 64 candidates of 2048 tokens each, as many as a server takes by default.
+QUEUE_TOKENS = 2**22
+# A pass takes milliseconds to seconds; on a slow CPU, with a large model, perhaps ten.
+TIMEOUT_S = 120.0
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """Rewards, some of which may be missing.
+
+    Attributes
+    ----------
+    rewards : ndarray, shape (n_samples, n_columns)
+        NaN in the columns that failed.
+    failures : dict of str to str
+        Column -> why it failed.
+    """
+
+    rewards: FloatArray
+    failures: dict[str, str]
 
 
 class RewardSuite:
@@ -71,6 +81,8 @@ class RewardSuite:
         max_batch_tokens: int | None,
         cache_entries: int,
         torch_threads: int | None,
+        queue_tokens: int = QUEUE_TOKENS,
+        timeout_s: float = TIMEOUT_S,
     ) -> None:
         self.values = tuple(values)
         self.names = tuple(value.name for value in self.values)
@@ -89,10 +101,9 @@ class RewardSuite:
         self._fingerprint: str | None = None
         self._was_started = False
         used = [scorer for column in columns for scorer in column.scorers]
-        self._health = {name: ScorerHealth() for name in dict.fromkeys(used)}
-        self._text_thread = ThreadPoolExecutor(1, thread_name_prefix="rewards-text")
-        self._own_threads: dict[str, ThreadPoolExecutor] = {}
-        self._batcher = Batcher(self._text_thread, ScoreCache(cache_entries), self._health)
+        self._runner = Runner(
+            used, cache_entries=cache_entries, queue_tokens=queue_tokens, timeout_s=timeout_s
+        )
 
     @property
     def fingerprint(self) -> str:
@@ -129,26 +140,22 @@ class RewardSuite:
         RewardError
             When the device cannot be used, or the suite was started or closed before.
         """
-        self._batcher.check_open()
+        self._runner.batcher.check_open()
         if self._was_started:
             raise RewardError("the reward suite is started already")
         self._was_started = True
-        worker = self._batcher.worker
+        worker = self._runner.batcher.worker
         worker.start()
         try:
             scorers, limits = await asyncio.wrap_future(worker.call(self._load))
         except BaseException:
             await self.close()
             raise
-        worker.limits = limits
+        worker.budgets.settle(limits)
         self._fingerprint = hash_json(
             {"values": [self._columns[name].identity(scorers) for name in self.names]}
         )
-        self._own_threads = {
-            scorer.name: ThreadPoolExecutor(scorer.n_threads, f"rewards-{scorer.name}")
-            for scorer in scorers.values()
-            if isinstance(scorer, DirectScorer) and scorer.n_threads
-        }
+        self._runner.use(scorers)
         self._scorers = scorers
         try:
             await self._check_pairs()
@@ -158,16 +165,17 @@ class RewardSuite:
 
     async def close(self) -> None:
         """Fail what is in flight and end the threads; a closed suite cannot be started again."""
-        self._batcher.close()
-        # What is being prepared ends by itself, and then finds the batcher closed.
-        for threads in (self._text_thread, *self._own_threads.values()):
-            threads.shutdown(wait=False)
-        await asyncio.to_thread(self._batcher.worker.join, _CLOSE_TIMEOUT_S)
+        self._runner.close()
+        await asyncio.to_thread(self._runner.batcher.worker.join, _CLOSE_TIMEOUT_S)
         for scorer in self._built:
             await asyncio.to_thread(scorer.close)
 
     async def score(
-        self, samples: Sequence[Sample], names: Collection[str] | None = None
+        self,
+        samples: Sequence[Sample],
+        names: Collection[str] | None = None,
+        *,
+        more: bool = False,
     ) -> FloatArray:
         """Return the rewards of samples, shape (n_samples, n_columns).
 
@@ -176,43 +184,59 @@ class RewardSuite:
         samples : sequence of Sample
         names : collection of str or None
             Columns wanted, in the suite's order; None for all values. Others cost nothing.
+        more : bool
+            More samples of the same answer come soon: on a GPU these may wait for them, a little.
 
         Raises
         ------
         ScoringError
             When a sample could not be scored; names the scorer and its values.
+        RewardQueueFullError
+            When too many texts wait already.
         RewardError
             On an unknown value, or when the suite is not running.
+        """
+        return (await self.attempt(samples, (), names, more=more)).rewards
+
+    async def attempt(
+        self,
+        samples: Sequence[Sample],
+        may_fail: Collection[str],
+        names: Collection[str] | None = None,
+        *,
+        more: bool = False,
+    ) -> Attempt:
+        """Return the rewards of samples, and why some are missing.
+
+        Parameters
+        ----------
+        may_fail : collection of str
+            Columns whose failure is returned instead of raised.
+        samples, names, more
+            As of `score`, as is what is raised.
         """
         columns = self._wanted(names)
         if not self._scorers:
             raise RewardError("the reward suite is not started; await start() first")
-        self._batcher.check_open()
+        self._runner.batcher.check_open()
         if not (samples and columns):
-            return np.empty((len(samples), len(columns)))
-        needed = [
-            self._scorers[scorer]
-            for scorer in dict.fromkeys(one for column in columns for one in column.scorers)
-        ]
-        apart = [
-            asyncio.ensure_future(self._direct(list(samples), [scorer], threads))
-            for scorer in needed
-            if (threads := self._own_threads.get(scorer.name)) is not None
-        ]
-        others = [scorer for scorer in needed if scorer.name not in self._own_threads]
-        try:
-            scores, work = await self._direct(list(samples), others, self._text_thread)
-            batched = await self._batcher.score(work)
-            scores.update(
-                (piece.scorer.name, rows) for piece, rows in zip(work, batched, strict=True)
-            )
-            for found, _ in await asyncio.gather(*apart):
-                scores.update(found)
-        finally:
-            for task in apart:
-                task.cancel()
-            await asyncio.gather(*apart, return_exceptions=True)  # seen: no stray errors
-        return np.column_stack([column.read(scores, self._scorers) for column in columns])
+            return Attempt(np.empty((len(samples), len(columns))), {})
+        needed = dict.fromkeys(one for column in columns for one in column.scorers)
+        required = {
+            one for column in columns if column.name not in may_fail for one in column.scorers
+        }
+        outcome = await self._runner.run(
+            samples, needed, may_fail=needed.keys() - required, more=more
+        )
+        rewards, failures = [], {}
+        for column in columns:
+            lost = [one for one in column.scorers if one in outcome.failures]
+            if lost:
+                failures[column.name] = str(outcome.failures[lost[0]])
+                rewards.append(np.full(len(samples), np.nan))
+            else:
+                rewards.append(column.read(outcome.scores, self._scorers))
+        return Attempt(np.column_stack(rewards), failures)
 
     def score_sync(
         self, samples: Sequence[Sample], names: Collection[str] | None = None
@@ -221,8 +245,8 @@ class RewardSuite:
         return asyncio.run(self.score(samples, names))
 
     def health(self) -> dict[str, dict[str, object]]:
-        """Return, by scorer: state (ok, failing), last error, batches, texts, duplicates, ..."""
-        return {name: health.report() for name, health in self._health.items()}
+        """Return, by scorer: state (ok, failing, hung), last error, batches, texts, ..."""
+        return self._runner.health()
 
     async def __aenter__(self) -> Self:
         """Start."""
@@ -250,11 +274,11 @@ class RewardSuite:
                 raise RewardError(f"unknown value {name!r}; {suggest(name, self.columns)}")
         return [column for name, column in self._columns.items() if name in names]
 
-    def _load(self) -> tuple[dict[str, Scorer], BatchLimits]:
+    def _load(self) -> tuple[dict[str, Scorer], dict[BatchedScorer, BatchLimits]]:
         """Build and load the scorers, and settle the size of batches; on the device thread."""
         scorers = self._built = self._build()
         batched = [scorer for scorer in scorers if isinstance(scorer, BatchedScorer)]
-        device, limits = "cpu", BatchLimits(0, 0)
+        device = "cpu"
         if batched:
             # Only now: it imports torch, which a suite without models does not need.
             from rewards.models import device as devices
@@ -264,18 +288,9 @@ class RewardSuite:
             device = devices.resolve_device(self._device)
         for scorer in scorers:
             scorer.load(device)
-        if batched:
-            limits = devices.default_limits(device)
-            longest = max(batched, key=lambda scorer: scorer.max_length)
-            max_tokens = self._max_batch_tokens or max(limits.max_tokens, longest.max_length)
-            if max_tokens < longest.max_length:
-                raise self._refuse(
-                    ("scorers", longest.name, "max_length"),
-                    f"inputs of up to {longest.max_length} tokens do not fit into batches of "
-                    f"max_batch_tokens={max_tokens}; raise that, or lower this",
-                )
-            limits = dataclasses.replace(limits, max_tokens=max_tokens)
-        return {scorer.name: scorer for scorer in scorers}, limits
+        return {scorer.name: scorer for scorer in scorers}, {
+            scorer: self._limits(scorer, device) for scorer in batched
+        }
 
     async def _check_pairs(self) -> None:
         """Refuse values that do not tell better from worse answers."""
@@ -285,45 +300,20 @@ class RewardSuite:
             if problem is None:
                 scores = (await self.score(samples_of(pairs), [name]))[:, 0]
                 look = functools.partial(find_problem, column, self._scorers, pairs, scores)
-                problem = await asyncio.wrap_future(self._batcher.worker.call(look))
+                problem = await asyncio.wrap_future(self._runner.batcher.worker.call(look))
             if problem is not None:
                 raise self._refuse(("values", name, "check"), problem)
 
-    async def _direct(
-        self, samples: list[Sample], scorers: list[Scorer], threads: ThreadPoolExecutor
-    ) -> tuple[dict[str, FloatArray], list[Work]]:
-        """Run `_prepare` off the event loop, and book its failure."""
-        prepare = functools.partial(self._prepare, samples, scorers)
-        try:
-            return await asyncio.get_running_loop().run_in_executor(threads, prepare)
-        except ScoringError as error:
-            # What one request lacks does not make the scorer fail for others.
-            self._health[error.scorer].last_error = str(error)
-            raise
+    def _limits(self, scorer: BatchedScorer, device: str) -> BatchLimits:
+        from rewards.models import budgets
 
-    def _prepare(
-        self, samples: list[Sample], scorers: list[Scorer]
-    ) -> tuple[dict[str, FloatArray], list[Work]]:
-        """Score directly what needs no model, and render the rest; on the text thread."""
-        scores: dict[str, FloatArray] = {}
-        work = []
-        for scorer in scorers:
-            try:
-                if isinstance(scorer, DirectScorer):
-                    given = scorer.score(samples)
-                    scores[scorer.name] = as_rows(given, len(samples), len(scorer.outputs))
-                    self._health[scorer.name].counted(len(samples))
-                elif isinstance(scorer, BatchedScorer):
-                    rendered = [scorer.render(sample) for sample in samples]
-                    work.append(Work(scorer, [_key(item) for item in rendered], rendered))
-            except ScoringError:
-                raise
-            except Exception as error:
-                problem = f"the sample cannot be prepared: {type(error).__name__}: {error}"
-                raise ScoringError(scorer.name, scorer.values, problem) from error
-        return scores, work
-
-
-def _key(rendered: object) -> bytes:
-    """Return 16 bytes that are equal for equal renderings; the texts would fill the memory."""
-    return hashlib.blake2b(repr(rendered).encode(), digest_size=16).digest()
+        if self._max_batch_tokens is None:
+            return budgets.find_limits(scorer, device)
+        if self._max_batch_tokens < scorer.max_length:
+            raise self._refuse(
+                ("scorers", scorer.name.split("+")[0], "max_length"),
+                f"inputs of up to {scorer.max_length} tokens do not fit into batches of "
+                f"max_batch_tokens={self._max_batch_tokens}; raise that, or lower this",
+            )
+        limits = budgets.default_limits(device)
+        return dataclasses.replace(limits, max_tokens=self._max_batch_tokens)

@@ -21,6 +21,7 @@ from server.backends.base import (
 from server.calibration import Calibration
 from server.deadline import promise_fewer, wait_for
 from server.drawing import Draw
+from server.leaving_out import dispensable, filled, left_out, promise_without, without
 from server.promise import Promise, Promiser
 from server.reporting import Outcome, palette_report, timing_report
 from server.schemas import (
@@ -122,7 +123,7 @@ class Served:
     candidates : tuple of Candidate
         Those that were chosen among.
     rewards : ndarray, shape (n_candidates, n_values), or None
-        Of those; None without a palette.
+        Of those; None without a palette. NaN where a value the palette can do without has none.
     picks : ndarray of int
         Positions in `candidates` of those served, in order; empty without a palette.
     n_candidates, n_served : int
@@ -228,10 +229,11 @@ class Aligner:
         BackendError, RewardError, InfeasiblePaletteError
         """
         options = plan.request.palette
+        reasons: dict[str, str] = {}  # why a value could not be scored
         queued = time.perf_counter()
         async with self.admission:
             begun = time.perf_counter()
-            drawn = self._draw(plan)
+            drawn = self._draw(plan, reasons)
             deadline = await wait_for(drawn, options, plan.started, plan.n_candidates)
             scored = time.perf_counter()
         candidates, rewards = drawn.ready()
@@ -248,6 +250,15 @@ class Aligner:
 
         warnings: list[str] = []
         promise = plan.promise
+        measured, values = rewards, self.promiser.values
+        lost = left_out(measured, values, reasons)
+        rewards = filled(measured, values, lost)
+        if promise is not None and lost:
+            options, promise = await promise_without(
+                self.promiser, options, plan.calibration, promise, lost, plan.request.n_choices
+            )
+        elif lost:
+            options = without(options, lost, len(candidates))
         is_short = len(candidates) < plan.n_candidates
         is_lost = drawn.is_ended and len(drawn.finished) < plan.n_candidates
         cause = "failures of the upstream" if is_lost else "the deadline"
@@ -276,12 +287,12 @@ class Aligner:
         report = palette_report(
             options,
             promise,
-            Outcome(candidates, rewards, log_weights, picks, deadline),
-            self.promiser.values,
+            Outcome(candidates, rewards, log_weights, picks, deadline, lost),
+            values,
             self._calibration_report(plan, warnings),
             timing,
         )
-        choice = _Choice(promise, rewards, picks)
+        choice = _Choice(promise, measured, picks)
         return self._served(plan, drawn.finished, candidates, choice, timing, report)
 
     def _served(
@@ -324,14 +335,22 @@ class Aligner:
             plan.prompt, tuple(chosen), n_prompt_tokens, spent, report if is_told else None
         )
 
-    def _draw(self, plan: Plan) -> Draw:
-        """Return the candidates of a plan, which are to be waited for."""
+    def _draw(self, plan: Plan, reasons: dict[str, str]) -> Draw:
+        """Return the candidates of a plan, which are to be waited for.
+
+        Why values could not be scored is put into `reasons`.
+        """
         request = plan.request
+        can_fail = dispensable(request.palette or PaletteOptions(), self.promiser.values)
 
         async def score(candidate: Candidate) -> np.ndarray:
-            return await self.rewards.score([sample_of(plan.prompt, candidate)])
+            more = len(drawn.finished) < plan.n_candidates
+            sample = sample_of(plan.prompt, candidate)
+            found = await self.rewards.attempt([sample], can_fail, more=more)
+            reasons.update(found.failures)
+            return found.rewards
 
-        return Draw(
+        drawn = Draw(
             self.backend.generate(
                 plan.prompt,
                 plan.n_candidates,
@@ -342,6 +361,7 @@ class Aligner:
             None if request.palette is None else score,
             request.n_choices,
         )
+        return drawn
 
     def _choose(
         self, plan: Plan, promise: Promise, rewards: np.ndarray

@@ -47,6 +47,8 @@ def make_rewards(settings: Settings) -> RewardSuite:
         settings.rewards,
         device=settings.rewards_device,
         max_batch_tokens=settings.max_batch_tokens,
+        queue_tokens=settings.reward_queue_tokens,
+        timeout_s=settings.reward_timeout_s,
     )
 
 

@@ -13,7 +13,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
-from rewards import RewardError
+from rewards import RewardError, RewardQueueFullError
 from server.admission import QueueFullError
 from server.auth import InvalidKeyError
 from server.backends.base import (
@@ -100,6 +100,7 @@ _TABLE: tuple[tuple[type[Exception], int, str, str | None], ...] = (
     (PromptError, 400, "invalid_request_error", "invalid_messages"),
     (ClientLeftError, 499, "invalid_request_error", "client_left"),
     (QueueFullError, 429, "rate_limit_error", "queue_full"),
+    (RewardQueueFullError, 429, "rate_limit_error", "reward_queue_full"),
     (DrainingError, 503, "server_error", "draining"),
     (RequestTimeoutError, 504, "server_error", "request_timeout"),
     (UpstreamBusyError, 429, "rate_limit_error", "upstream_busy"),
@@ -169,7 +170,7 @@ def _reply(error: Exception) -> ErrorReply:
 def _headers(error: Exception) -> dict[str, str]:
     if isinstance(error, InvalidKeyError):
         return {"WWW-Authenticate": "Bearer"}
-    if isinstance(error, QueueFullError | UpstreamBusyError):
+    if isinstance(error, QueueFullError | RewardQueueFullError | UpstreamBusyError):
         return {"Retry-After": str(error.retry_after_s)}
     if isinstance(error, DrainingError):
         # The next request of this connection is better sent to another server.

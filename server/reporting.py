@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -35,6 +35,8 @@ class Outcome:
     picks : ndarray of int
         Empty when no candidate clears the floors.
     deadline : DeadlineReport or None
+    left_out : dict of str to str
+        Values without rewards, and why.
     """
 
     candidates: list[Candidate]
@@ -42,6 +44,7 @@ class Outcome:
     log_weights: np.ndarray
     picks: np.ndarray
     deadline: DeadlineReport | None = None
+    left_out: dict[str, str] = field(default_factory=dict)
 
 
 def palette_report(
@@ -67,20 +70,23 @@ def palette_report(
                 stderr=None if on_answer else float(solution.stderr[i]),
             )
             for i, name in enumerate(names)
+            if not (on_answer and name in outcome.left_out)
         }
     elif is_served:
         # Nothing was promised on average: what these candidates' weights give is all there is.
         means = tilt.expected(log_weights, rewards)
-        expected = {name: Level(level=float(means[i])) for i, name in enumerate(names)}
+        expected = {
+            name: Level(level=float(means[i]))
+            for i, name in enumerate(names)
+            if name not in outcome.left_out
+        }
     return PaletteReport(
         status=promise.status,
         scope=options.scope,
         targets=targets,
         multipliers={name: float(promise.multipliers[i]) for i, name in enumerate(names)},
         expected=expected,
-        realised=(
-            dict(zip(names, rewards[picks].mean(axis=0).tolist(), strict=True)) if is_served else {}
-        ),
+        realised=_known(names, rewards[picks].mean(axis=0), outcome) if is_served else {},
         limited_by="max_kl" if solution is not None and solution.limited_by else None,
         candidates=len(outcome.candidates),
         ess=float(tilt.ess(log_weights)) if is_served else 0.0,
@@ -89,8 +95,15 @@ def palette_report(
         timing_ms=timing,
         repair=promise.repair,
         deadline=outcome.deadline,
+        left_out=outcome.left_out or None,
         candidates_detail=_details(outcome, names) if options.report == "full" else None,
     )
+
+
+def _known(names: Sequence[str], rewards: np.ndarray, outcome: Outcome) -> dict[str, float]:
+    """Return the rewards, shape (n_values,), by value, of the values that have any."""
+    pairs = zip(names, rewards.tolist(), strict=True)
+    return {name: reward for name, reward in pairs if name not in outcome.left_out}
 
 
 def _details(outcome: Outcome, names: Sequence[str]) -> list[CandidateReport]:
@@ -99,7 +112,7 @@ def _details(outcome: Outcome, names: Sequence[str]) -> list[CandidateReport]:
         CandidateReport(
             index=one.index,
             text=answer_text(one),
-            rewards=dict(zip(names, outcome.rewards[i].tolist(), strict=True)),
+            rewards=_known(names, outcome.rewards[i], outcome),
             weight=float(weights[i]),
             chosen=i in outcome.picks,
             finish_reason=one.finish_reason,

@@ -28,7 +28,9 @@ class PaletteOptions(_Request):
         description=(
             'Value name -> target: `{"quantile": 0.8}` (with `"of": "traffic"` for the pooled '
             'quantile), `{"gain": 0.5}`, `{"at_least": x}`, `{"at_most": x}`, '
-            '`{"between": [x, y]}`, `"keep"`, `{"multiplier": x}`.'
+            '`{"between": [x, y]}`, `"keep"`, `{"multiplier": x}`. With `"optional": true` (for '
+            '"keep": `{"keep": true, "optional": true}`) a target is left out, and the answer '
+            "served, when its value cannot be scored."
         ),
         examples=[{"harmless": {"quantile": 0.8}, "helpful": "keep", "words": {"at_most": 40}}],
     )
@@ -130,6 +132,11 @@ class PaletteReport(BaseModel):
     timing_ms: TimingReport
     repair: dict[str, Any] | None = None
     deadline: DeadlineReport | None = None
+    left_out: dict[str, str] | None = Field(
+        default=None,
+        description="Values that could not be scored, and why: those without a target or floor, "
+        "and optional targets, which the promise then does without.",
+    )
     candidates_detail: list[CandidateReport] | None = None
 
 

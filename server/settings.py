@@ -204,6 +204,18 @@ class Settings(BaseSettings):
     max_batch_tokens: int | None = Field(
         default=None, ge=64, description="Padded tokens per reward batch; by default the device's."
     )
+    reward_queue_tokens: int = Field(
+        default=2**22,
+        ge=1024,
+        description="Tokens, estimated, of texts that may wait for the reward models; what comes "
+        "on top is refused with 429.",
+    )
+    reward_timeout_s: float = Field(
+        default=120.0,
+        gt=0,
+        description="Seconds one batch of a reward model may take. Then its requests fail, and its "
+        "scorer serves nobody until the batch has ended; the others go on.",
+    )
     request_timeout_s: float = Field(
         default=600.0,
         gt=0,

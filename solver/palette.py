@@ -64,7 +64,8 @@ class Palette:
     targets : mapping of str to object
         Value name to wire form (DESIGN.md 2.6): ``{"quantile": 0.8}``, ``{"gain": 0.5}``,
         ``{"at_least": x}``, ``{"at_most": x}``, ``{"between": [low, high]}``, ``"keep"`` or
-        ``{"multiplier": x}``. A value that is not named is free.
+        ``{"multiplier": x}``. A value that is not named is free. Whoever serves may leave out a
+        target with ``"optional": true`` where the value cannot be measured.
     floors : mapping of str to float
         Value name to the least reward that any served answer may have.
     on_floor : {"refuse", "best"}
@@ -107,7 +108,8 @@ class Palette:
             for name, floor in self.floors.items()
         }
         wire = {name: target.to_wire() for name, target in parsed.items()}
-        # Without floors the two policies mean the same palette, and must share a cache entry.
+        # Without floors the two policies mean the same palette, and must share a cache entry; so
+        # must targets that are optional and those that are not.
         key = (
             tuple(sorted((name, t.kind, t.numbers, t.of) for name, t in parsed.items())),
             tuple(sorted(floors.items())),

@@ -21,11 +21,13 @@ LARGEST: Final = 1e100
 
 FORMS: Final = (
     '{"quantile": 0.8}, {"quantile": 0.8, "of": "traffic"}, {"gain": 0.5}, {"at_least": 1.2}, '
-    '{"at_most": 120}, {"between": [80, 120]}, "keep" or {"multiplier": 2.0}'
+    '{"at_most": 120}, {"between": [80, 120]}, "keep" or {"multiplier": 2.0}; '
+    'an object may add "optional": true'
 )
 _KINDS: Final[tuple[Kind, ...]] = (
     "quantile",
     "gain",
+    "keep",
     "at_least",
     "at_most",
     "between",
@@ -45,21 +47,30 @@ class Target:
         Empty for ``keep``, two for ``between``, otherwise one.
     of : {"prompt", "traffic"}
         What a quantile is taken over.
+    optional : bool
+        Whether it may be left out where the value cannot be measured. It asks for the same level.
     """
 
     kind: Kind
     numbers: tuple[float, ...] = ()
     of: Basis = "prompt"
+    optional: bool = False
 
     def to_wire(self) -> object:
         """Return the JSON form that `parse_target` reads."""
-        if self.kind == "keep":
+        if self.kind == "keep" and not self.optional:
             return "keep"
-        if self.kind == "between":
-            return {"between": list(self.numbers)}
-        wire: dict[str, object] = {self.kind: self.numbers[0]}
+        wire: dict[str, object] = {}
+        if self.kind == "keep":
+            wire["keep"] = True
+        elif self.kind == "between":
+            wire["between"] = list(self.numbers)
+        else:
+            wire[self.kind] = self.numbers[0]
         if self.of == "traffic":
             wire["of"] = "traffic"
+        if self.optional:
+            wire["optional"] = True
         return wire
 
     def interval(self, pilot: PilotSet, column: int) -> tuple[float, float]:
@@ -114,7 +125,7 @@ def parse_target(name: str, wire: object) -> Target:
             param,
         )
     kind = kinds[0]
-    allowed = {kind, "of"} if kind == "quantile" else {kind}
+    allowed = {kind, "of", "optional"} if kind == "quantile" else {kind, "optional"}
     for key in wire:
         if key not in allowed:
             raise PaletteError(
@@ -128,15 +139,21 @@ def parse_target(name: str, wire: object) -> Target:
                 f"{param}.of",
             )
         of = "traffic" if wire["of"] == "traffic" else "prompt"
+    optional = _flag(wire.get("optional", False), f"{param}.optional")
+    if kind == "keep":
+        if not _flag(wire[kind], f"{param}.keep"):
+            msg = f'{param}.keep: false is no target; leave {name} out, or write "keep".'
+            raise PaletteError(msg, f"{param}.keep")
+        return Target(kind, optional=optional)
     if kind == "between":
-        return Target(kind, _range(wire[kind], f"{param}.between"))
+        return Target(kind, _range(wire[kind], f"{param}.between"), optional=optional)
     number = parse_number(wire[kind], f"{param}.{kind}")
     if kind == "quantile" and not 0.0 < number < 1.0:
         raise PaletteError(
             f"{param}.quantile: {number:g} is outside (0, 1); write 0.8 for the 80 % quantile.",
             f"{param}.quantile",
         )
-    return Target(kind, (number,), of)
+    return Target(kind, (number,), of, optional)
 
 
 def parse_number(wire: object, param: str) -> float:
@@ -173,6 +190,12 @@ def parse_count(wire: object, param: str, least: int = 1) -> int:
     if isinstance(wire, bool) or not isinstance(wire, numbers.Integral) or wire < least:
         raise PaletteError(f"{param}: {wire!r} is not a whole number from {least} up.", param)
     return int(wire)
+
+
+def _flag(wire: object, param: str) -> bool:
+    if not isinstance(wire, bool):
+        raise PaletteError(f"{param}: expected true or false, got {wire!r}.", param)
+    return wire
 
 
 def _range(wire: object, param: str) -> tuple[float, float]:

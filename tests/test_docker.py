@@ -237,7 +237,7 @@ GIB = 2**30
 BF16 = 2
 BLOCK = 16  # tokens of one block of vLLM's KV cache on a GPU
 N, PROMPT, ANSWER = 16, 1024, 512
-BATCH_TOKENS = 32768  # rewards.models.device.GPU_LIMITS
+BATCH_TOKENS = 32768  # rewards.models.budgets.GPU_LIMITS
 TOTAL = 79.15 * GIB  # what CUDA reports of an A100 80 GB
 # Allowances, not computed: see the README's table.
 FREE = TOTAL - 0.5 * GIB

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from typing_extensions import override
 
-from rewards.base import DirectScorer, FloatArray, Message, Sample
+from rewards.base import TRIAL, DirectScorer, FloatArray, Message, Sample
 from rewards.config import PythonConfig
 from rewards.config_file import suggest
 from rewards.errors import RewardModelError, ScoringError
@@ -76,6 +76,10 @@ class EntryPointScorer(DirectScorer):
             self.score([Sample((_QUESTION,), answer, logprobs) for answer in _ANSWERS])
         except ScoringError as error:
             raise self._error(f"a trial run failed: {error}") from None
+
+    @override
+    def trial(self) -> Sample | None:
+        return TRIAL
 
     @override
     def score(self, samples: Sequence[Sample]) -> FloatArray:

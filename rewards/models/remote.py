@@ -22,7 +22,7 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 from scipy.special import expit, log_expit, logsumexp, softmax
 from typing_extensions import override
 
-from rewards.base import DirectScorer, Facts, FloatArray, Message, Sample
+from rewards.base import TRIAL, DirectScorer, Facts, FloatArray, Message, Sample
 from rewards.config import ChatInput, OutputConfig, RemoteConfig
 from rewards.errors import RewardModelError, ScoringError
 from rewards.models.views import make_view
@@ -110,6 +110,7 @@ class RemoteScorer(DirectScorer):
         super().__init__(name, values)
         self.outputs = config.output_names
         self.n_threads = config.max_concurrent
+        self.patience_s = config.timeout_s
         self._config = config
         self._token_file = token_file
         parts = urlsplit(config.url)
@@ -146,6 +147,10 @@ class RemoteScorer(DirectScorer):
         except _RemoteError as error:
             problem = f"the trial request failed: {error}"
             raise RewardModelError(self.name, self.values, self._where, problem) from None
+
+    @override
+    def trial(self) -> Sample | None:
+        return TRIAL
 
     @override
     def score(self, samples: Sequence[Sample]) -> FloatArray:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+import logging
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 import transformers
 from torch import Tensor, nn
@@ -19,10 +21,14 @@ from rewards.batch import pad
 from rewards.config import ChatInput, InputConfig, ModelConfig
 from rewards.errors import RewardModelError, ScoringError
 from rewards.identity import hash_folder
+from rewards.models.budgets import linger_s
 from rewards.models.device import resolve_dtype
 from rewards.models.encoding import Encoder, Mark
+from rewards.models.packing import can_pack, pack
 from rewards.models.self_test import check_padding, check_vocabulary, trial_inputs
 from rewards.models.views import View, make_view
+
+logger = logging.getLogger(__name__)
 
 # Some configurations promise 131,072 positions; nobody means to pay for that on every answer.
 _DEFAULT_MAX_LENGTH = 2048
@@ -85,16 +91,15 @@ class TransformerScorer(BatchedScorer):
         except Exception as error:
             raise self._error(self._explain(error)) from error
         self._check(tokenizer)
+        if can_pack(device) and not self._pack():
+            logger.warning(
+                "scorer %r: packed weights give other scores; left as they are", self.name
+            )
+            self._load(device)
 
     @override
     def facts(self) -> Facts:
-        parameters = list(self._model.parameters())
-        return Facts(
-            model=str(self._source),
-            revision=self._config.revision,
-            n_parameters=sum(one.numel() for one in parameters),
-            n_bytes=sum(one.numel() * one.element_size() for one in parameters),
-        )
+        return self._facts
 
     @override
     def render(self, sample: Sample) -> Rendered:
@@ -148,6 +153,9 @@ class TransformerScorer(BatchedScorer):
             self._weights = f"{self._source}@{commit}"
         self._device = device
         self._model = model.eval().to(device)
+        self.linger_s = linger_s(device, model.num_parameters())
+        self._is_exact = next(model.parameters()).dtype == torch.float32
+        self._facts = _facts(str(self._source), config.revision, model)
         text_config = model.config.get_text_config()
         text_config.use_cache = False  # nothing is generated: no key-value cache
         self._n_embeddings: int = model.get_input_embeddings().num_embeddings
@@ -224,9 +232,8 @@ class TransformerScorer(BatchedScorer):
 
     def _check(self, tokenizer: Any) -> None:
         """Refuse a model that would give wrong scores."""
-        is_exact = next(self._model.parameters()).dtype == torch.float32
         # bfloat16 has 8 bits: batching alone moves a sound score by a percent or two.
-        rtol = 1e-3 if is_exact else 5e-2
+        rtol = 1e-3 if self._is_exact else 5e-2
         try:
             inputs = trial_inputs(self)
             check_vocabulary(inputs, tokenizer.unk_token_id, tokenizer.all_special_ids)
@@ -239,6 +246,18 @@ class TransformerScorer(BatchedScorer):
 
     def _check_reading(self, tokenizer: Any, inputs: Sequence[Tokens], rtol: float) -> None:
         """Refuse a model that is read at a wrong place; raises ValueError as `_prepare_model`."""
+
+    def _pack(self) -> bool:
+        """Make the model faster; return False, the model then being spoilt, if scores change."""
+        inputs = trial_inputs(self)
+        plain = self.forward(inputs)
+        pack(self._model)
+        try:
+            packed = self.forward(inputs)
+        except Exception:  # noqa: BLE001 - whatever this model does with its layers, it goes without
+            return False
+        rtol = 1e-4 if self._is_exact else 5e-2
+        return bool(np.all(np.abs(packed - plain) <= rtol * (1.0 + np.abs(plain))))
 
     def _explain(self, error: Exception) -> str:
         text = f"{type(error).__name__}: {error}"
@@ -258,6 +277,17 @@ class TransformerScorer(BatchedScorer):
 
     def _error(self, problem: str) -> RewardModelError:
         return RewardModelError(self.name, self.values, str(self._source), problem)
+
+
+def _facts(source: str, revision: str | None, model: nn.Module) -> Facts:
+    """Return the size of a model as it was loaded: packed weights are no parameters."""
+    parameters = list(model.parameters())
+    return Facts(
+        model=source,
+        revision=revision,
+        n_parameters=sum(one.numel() for one in parameters),
+        n_bytes=sum(one.numel() * one.element_size() for one in parameters),
+    )
 
 
 def in_float32(head: nn.Linear) -> nn.Linear:
@@ -284,14 +314,14 @@ def _n_positions(model: Any) -> int | None:
 @contextlib.contextmanager
 def _quietly() -> Iterator[None]:
     """Keep progress bars off standard error; what they report is checked and raised instead."""
-    logging = transformers.utils.logging
-    was_enabled = logging.is_progress_bar_enabled()
-    verbosity = logging.get_verbosity()
-    logging.disable_progress_bar()
-    logging.set_verbosity_error()
+    library = transformers.utils.logging
+    was_enabled = library.is_progress_bar_enabled()
+    verbosity = library.get_verbosity()
+    library.disable_progress_bar()
+    library.set_verbosity_error()
     try:
         yield
     finally:
-        logging.set_verbosity(verbosity)
+        library.set_verbosity(verbosity)
         if was_enabled:
-            logging.enable_progress_bar()
+            library.enable_progress_bar()

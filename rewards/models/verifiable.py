@@ -63,6 +63,9 @@ class VerifiableScorer(DirectScorer):
         super().__init__(name, values)
         self._config = config
         self._check = _check_of(config)
+        if isinstance(config, RegexCheckConfig) or getattr(config, "expected_from", None):
+            # A pattern may take TIMEOUT_S on each text: others must not wait for that.
+            self.n_threads = 1
 
     @override
     def identity(self, output: str) -> dict[str, object]:

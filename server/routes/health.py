@@ -25,11 +25,15 @@ async def health() -> dict[str, str]:
 
 @router.get("/ready")
 async def ready(context: InContext) -> JSONResponse:
-    """Return 200 when requests can be served, 503 with the reason when they cannot."""
+    """Return 200 when requests can be served, 503 with the reason when they cannot.
+
+    A scorer's failure counts once a trial after it has failed as well: what one text made fail is
+    no reason to send the others elsewhere.
+    """
     aligner, drain = context.aligner, context.drain
     backend, rewards = aligner.backend.health(), aligner.rewards.health()
     is_ready = backend["state"] == "ok" and all(
-        scorer["state"] == "ok" for scorer in rewards.values()
+        scorer["state"] == "ok" or not scorer["persists"] for scorer in rewards.values()
     )
     calibration: dict[str, Any] = {"id": None, "background": asdict(context.calibrating)}
     if aligner.calibration is not None:

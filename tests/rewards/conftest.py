@@ -10,6 +10,12 @@ def _one_thread():
     torch.set_num_threads(1)
 
 
+@pytest.fixture(autouse=True)
+def _no_trials(monkeypatch):
+    """Keep scorers that failed from being tried again in the middle of a test."""
+    monkeypatch.setattr("rewards.trials.FIRST_PAUSE_S", 3600.0)
+
+
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory):
     """Return a function that gives the folder of a tiny model; made once per session."""

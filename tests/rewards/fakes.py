@@ -17,8 +17,11 @@ from rewards.suite import RewardSuite
 class HeldScorer(BatchedScorer):
     """Scores a text by its length; each forward pass waits until the gate is open.
 
-    A text that holds "raise" makes its batch fail, one that holds "nan" scores NaN.
+    A text that holds "raise" or "shape" makes its batch fail, one that holds "nan" scores NaN. A
+    batch of more padded tokens than ``memory`` does not fit.
     """
+
+    memory = 10**9
 
     def __init__(self, name: str = "length", *, is_held: bool = False, max_length: int = 100):
         super().__init__(name, [name])
@@ -46,7 +49,11 @@ class HeldScorer(BatchedScorer):
         self.batches.append([len(tokens) for tokens in batch])
         self.entered.release()
         assert self.gate.wait(20), "the test never opened the gate"
+        if max(map(len, batch)) * len(batch) > self.memory:
+            raise RuntimeError("[enforce fail at alloc] DefaultCPUAllocator: can't allocate memory")
         texts = ["".join(map(chr, tokens.ids)) for tokens in batch]
+        if any("shape" in text for text in texts):
+            return np.zeros((len(texts), 2))
         if any("raise" in text for text in texts):
             raise RuntimeError("device on fire")
         return np.array([np.nan if "nan" in text else len(text) for text in texts])
@@ -57,8 +64,12 @@ def suite_of(
     max_batch_tokens: int = 100,
     cache_entries: int = 100,
     build: Callable[[], list[Scorer]] | None = None,
+    **limits: float,
 ) -> RewardSuite:
-    """Return a suite with one value for each scorer, of the same name."""
+    """Return a suite with one value for each scorer, of the same name.
+
+    ``limits`` are ``queue_tokens`` and ``timeout_s``.
+    """
     names = [scorer.name for scorer in scorers]
     return RewardSuite(
         values=[Value(name, "", "") for name in names],
@@ -71,6 +82,7 @@ def suite_of(
         max_batch_tokens=max_batch_tokens,
         cache_entries=cache_entries,
         torch_threads=1,
+        **limits,
     )
 
 

@@ -23,7 +23,7 @@ def test_every_entry_leaves_once_within_the_budget(seed):
     lengths = rng.integers(1, 60, 200)
     queue.add(entry(scorers[i % 2], i, int(length)) for i, length in enumerate(lengths))
     seen = []
-    while batch := queue.take(LIMITS):
+    while batch := queue.take(lambda _: LIMITS):
         assert max(map(len, batch)) * len(batch) <= 100
         assert max(map(len, batch)) * len(batch) - sum(map(len, batch)) <= 20
         assert len({e.scorer.name for e in batch}) == 1
@@ -78,7 +78,7 @@ def test_batches_cost_little_more_than_the_best_ones(n_entries):
         queue = EntryQueue()
         scorer = HeldScorer()
         queue.add(entry(scorer, i, length) for i, length in enumerate(lengths))
-        while batch := queue.take(limits):
+        while batch := queue.take(lambda _: limits):
             cost += limits.max_padding + max(map(len, batch)) * len(batch)
     assert cost <= 1.04 * best
 
@@ -90,9 +90,9 @@ def test_discarded_entries_do_not_leave():
     queue.add(entries)
     queue.discard(entries[1:3])
     queue.discard(entries[1:3])
-    assert queue.take(LIMITS) == [entries[0], entries[3]]
+    assert queue.take(lambda _: LIMITS) == [entries[0], entries[3]]
     queue.discard(entries)
-    assert queue.take(LIMITS) == []
+    assert queue.take(lambda _: LIMITS) == []
 
 
 def test_padding_is_on_the_right():

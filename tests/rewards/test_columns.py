@@ -60,19 +60,19 @@ async def test_several_outputs_of_one_pass(write):
     words = scores[:, 4]
     assert words.tolist() == [3, 1, 8, 0]
     np.testing.assert_allclose(scores[:, 2], 2 * scores[:, 0] - 0.5 * words, rtol=1e-12)
-    np.testing.assert_allclose(scores[:, 0], scores[:, 3], rtol=1e-5)  # another scorer, same model
+    np.testing.assert_allclose(scores[:, 0], scores[:, 3], rtol=1e-5)
     assert np.ptp(scores[:, 1] - scores[:, 0]) > 0.01
     np.testing.assert_array_equal(again, scores)
     np.testing.assert_array_equal(only, scores[:, :4])
-    # Three columns come from "several": it still reads each text once.
-    assert health["several"]["texts"] == len(SAMPLES)
+    # Four columns come from one model, of which two scorers speak: it reads each text once.
+    assert health["several+one"]["texts"] == len(SAMPLES)
 
 
 async def test_only_what_is_asked_for_runs(write):
     async with load_rewards(write(), device="cpu") as suite:
         scores = await suite.score(SAMPLES, ["a.watch"])
         assert scores.shape == (4, 1)
-        assert suite.health()["several"]["texts"] == 0
+        assert suite.health()["several+one"]["texts"] == 0
         with pytest.raises(RewardError, match=r"unknown value 'a\.watc'; did you mean 'a\.watch'"):
             await suite.score(SAMPLES, ["a.watc"])
 

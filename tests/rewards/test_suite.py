@@ -21,7 +21,7 @@ async def entered(scorer, n=1):
 async def queued(suite, n):
     """Wait until n inputs wait for the device."""
     async with asyncio.timeout(20):
-        while suite._batcher.worker.n_queued != n:  # noqa: ASYNC110 - another thread fills it
+        while suite._runner.batcher.worker.n_queued != n:  # noqa: ASYNC110 - another thread fills it
             await asyncio.sleep(0.001)
 
 
@@ -238,8 +238,8 @@ async def test_a_suite_that_cannot_load_ends_its_threads():
         await suite.start()
     with pytest.raises(RewardError, match="closed; load it again"):
         await suite.start()
-    suite._batcher.worker.join(20)
-    assert not suite._batcher.worker._thread.is_alive()
+    suite._runner.batcher.worker.join(20)
+    assert not suite._runner.batcher.worker._thread.is_alive()
 
 
 async def test_a_budget_below_the_longest_input_is_refused():

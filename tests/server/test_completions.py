@@ -114,13 +114,13 @@ async def test_logprobs(running):
 async def test_palette_reads_the_prompt_as_the_users(running, monkeypatch):
     scored = []
     rewards = running.context.aligner.rewards
-    score = rewards.score
+    attempt = rewards.attempt
 
-    async def watched(samples, names=None):
+    async def watched(samples, may_fail, *, more):
         scored.extend(samples)
-        return await score(samples, names)
+        return await attempt(samples, may_fail, more=more)
 
-    monkeypatch.setattr(rewards, "score", watched)
+    monkeypatch.setattr(rewards, "attempt", watched)
     body = await completed(running, "Once", palette=SHORT, seed=3)
     assert {sample.messages for sample in map(frozen, scored)} == {(("user", "Once"),)}
     report = body["palette"]

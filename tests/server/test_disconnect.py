@@ -138,7 +138,7 @@ async def test_leaving_cancels_the_scoring(tmp_path, settings, stream, monkeypat
     async with listening(tmp_path, settings, backend) as (running, port):
         scoring, cancelled = [], []
 
-        async def score(samples, names=None):
+        async def attempt(samples, may_fail, *, more):
             scoring.append(len(samples))
             try:
                 await asyncio.Event().wait()
@@ -146,7 +146,7 @@ async def test_leaving_cancels_the_scoring(tmp_path, settings, stream, monkeypat
                 cancelled.append(len(samples))
                 raise
 
-        monkeypatch.setattr(running.context.aligner.rewards, "score", score)
+        monkeypatch.setattr(running.context.aligner.rewards, "attempt", attempt)
         _, writer = await connect(port, chat_body(palette=SHORT, stream=stream))
         await until(lambda: len(scoring) == 4)
         await leave(writer)

@@ -11,6 +11,7 @@ import pytest
 from pydantic import SecretStr
 
 from rewards import ScoringError
+from rewards.suite import Attempt
 from server import admission as admissions
 from server.admission import Admission, QueueFullError
 from server.backends.base import BackendError, BackendUnavailableError
@@ -229,18 +230,18 @@ async def test_backend_failures(running, failure, status):
 @pytest.mark.parametrize("bad", ["raise", "nan"])
 async def test_reward_failures(running, monkeypatch, bad):
     suite = running.context.aligner.rewards
-    good = suite.score
+    good = suite.attempt
 
-    async def score(samples, names=None):
+    async def attempt(samples, may_fail, *, more):
         if bad == "raise":
             raise ScoringError("words", ("words",), "out of order")
-        return np.full((len(samples), 3), np.nan)
+        return Attempt(np.full((len(samples), 3), np.nan), {})
 
-    monkeypatch.setattr(suite, "score", score)
+    monkeypatch.setattr(suite, "attempt", attempt)
     palette = {"targets": {"words": {"multiplier": 1}}}
     reply = await running.chat(palette=palette)
     assert reply.status_code == 500
-    monkeypatch.setattr(suite, "score", good)
+    monkeypatch.setattr(suite, "attempt", good)
     assert (await running.chat(palette=palette)).status_code == 200
 
 

@@ -279,7 +279,10 @@ async def test_not_ready_says_who_is_not(running):
 
 
 async def test_not_ready_with_a_failing_reward(running, monkeypatch):
-    health = {"words": {"state": "failing"}, "variety": {"state": "ok"}}
+    health = {
+        "words": {"state": "failing", "persists": True},
+        "variety": {"state": "ok", "persists": False},
+    }
     monkeypatch.setattr(running.context.aligner.rewards, "health", lambda: health)
     reply = await running.client.get("/ready")
     assert reply.status_code == 503

@@ -178,3 +178,41 @@ def test_errors_survive_pickling():
     returned = pickle.loads(pickle.dumps(caught.value))
     assert str(returned) == str(caught.value)
     assert returned.param == "targets.a.quantile"
+
+
+@pytest.mark.parametrize(
+    ("wire", "kind"),
+    [
+        ({"quantile": 0.8, "of": "traffic", "optional": True}, "quantile"),
+        ({"keep": True, "optional": True}, "keep"),
+        ({"between": [1, 2], "optional": True}, "between"),
+        ({"multiplier": 2.0, "optional": True}, "multiplier"),
+    ],
+)
+def test_optional_targets_ask_for_the_same(wire, kind):
+    palette = Palette({"a": wire})
+    target = palette.parsed["a"]
+    assert (target.kind, target.optional) == (kind, True)
+    assert palette.targets["a"] == wire
+    must = {key: one for key, one in wire.items() if key != "optional"}
+    assert palette == Palette({"a": must}), "they are solved once"
+    assert Palette({"a": must}).parsed["a"].optional is False
+    assert Palette({"a": {**must, "optional": False}}).targets["a"] == (
+        "keep" if kind == "keep" else must
+    )
+
+
+@pytest.mark.parametrize(
+    ("wire", "param"),
+    [
+        ({"quantile": 0.8, "optional": 1}, "targets.a.optional"),
+        ({"keep": False}, "targets.a.keep"),
+        ({"keep": "yes", "optional": True}, "targets.a.keep"),
+        ({"optional": True}, "targets.a"),
+        ({"keep": True, "at_most": 3}, "targets.a"),
+    ],
+)
+def test_optional_targets_that_are_none(wire, param):
+    with pytest.raises(PaletteError) as caught:
+        Palette({"a": wire})
+    assert caught.value.param == param

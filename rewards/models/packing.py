@@ -1,0 +1,92 @@
+"""Linear layers whose weights lie in memory as the processor's matrix product wants them.
+
+torch multiplies float32 matrices on a CPU with MKL, which leaves half of an AMD core idle, and
+orders bfloat16 weights anew at each call. oneDNN, which torch brings along, takes weights that were
+ordered once: 2.3 times as fast in float32 and 1.05 to 1.7 times in bfloat16 (AVX-512, one thread),
+with sums in another order, 1e-6 apart. The same call is what torch's own compiler emits.
+"""
+
+from __future__ import annotations
+
+import platform
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+# Rows per product for which oneDNN chooses the order; others work, and gain nearly as much.
+_ROWS = 1024
+# Smaller layers are heads: nothing to gain, and callers look at their weights.
+_FEWEST_OUTPUTS = 32
+_DTYPES = (torch.float32, torch.bfloat16)
+
+
+class PackedLinear(nn.Module):
+    """``x @ weight.T + bias`` with the weight in oneDNN's order.
+
+    Parameters
+    ----------
+    weight : Tensor, shape (n_outputs, n_inputs)
+    bias : Tensor, shape (n_outputs,), or None
+
+    Attributes
+    ----------
+    weight : Tensor
+        Opaque: its shape and dtype can be asked for, its numbers cannot.
+    """
+
+    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
+        super().__init__()
+        ops: Any = torch.ops.mkldnn
+        self.weight: Tensor = ops._reorder_linear_weight(weight.detach().contiguous(), _ROWS)
+        self.bias = None if bias is None else bias.detach()
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Return the outputs, shape (..., n_outputs)."""
+        found: Tensor = torch.ops.mkldnn._linear_pointwise(
+            inputs, self.weight, self.bias, "none", [], ""
+        )
+        return found
+
+
+def can_pack(device: str) -> bool:
+    """Return whether layers on this device can be packed: oneDNN's order is that of x86."""
+    return (
+        torch.device(device).type == "cpu"
+        and platform.machine() in ("x86_64", "AMD64")
+        and torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+        and hasattr(torch.ops.mkldnn, "_reorder_linear_weight")
+        and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+    )
+
+
+def pack(model: nn.Module) -> int:
+    """Replace the linear layers of a model by packed ones, one at a time; return how many.
+
+    What has hooks, is a subclass (quantised layers), or shares its weight is left alone.
+    """
+    users: dict[int, int] = {}
+    for module in model.modules():
+        for parameter in module._parameters.values():
+            if parameter is not None:
+                users[id(parameter)] = users.get(id(parameter), 0) + 1
+    n_packed = 0
+    for parent in list(model.modules()):
+        for name, child in list(parent.named_children()):
+            packed = _packed(child, users)
+            if packed is not None:
+                setattr(parent, name, packed)
+                n_packed += 1
+    return n_packed
+
+
+def _packed(layer: nn.Module, users: dict[int, int]) -> PackedLinear | None:
+    if type(layer) not in (nn.Linear, Conv1D) or layer._forward_hooks or layer._forward_pre_hooks:
+        return None
+    weight, bias = layer._parameters["weight"], layer._parameters["bias"]
+    if weight is None or weight.dtype not in _DTYPES or users[id(weight)] > 1:
+        return None
+    # Conv1D is GPT-2's name for a linear layer with its weight transposed.
+    ordered = weight.T if type(layer) is Conv1D else weight
+    return PackedLinear(ordered, bias) if len(ordered) >= _FEWEST_OUTPUTS else None
