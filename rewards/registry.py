@@ -8,6 +8,7 @@ from pathlib import Path
 from rewards.base import Scorer, Value
 from rewards.columns import Column, Term
 from rewards.config import (
+    JudgeConfig,
     LexicalConfig,
     PythonConfig,
     RemoteConfig,
@@ -81,6 +82,7 @@ def load_rewards(
         max_batch_tokens=max_batch_tokens,
         cache_entries=cache_entries,
         torch_threads=torch_threads,
+        needs_judge=any(isinstance(config.scorers[scorer], JudgeConfig) for scorer in fed),
     )
 
 
@@ -122,6 +124,10 @@ def build_scorer(name: str, values: Sequence[str], config: ScorerConfig, folder:
         from rewards.models.entry_point import EntryPointScorer
 
         return EntryPointScorer(name, values, config)
+    if isinstance(config, JudgeConfig):
+        from rewards.models.judge import JudgeScorer
+
+        return JudgeScorer(name, values, config)
     if isinstance(config, VaderConfig):
         from rewards.models.sentiment import VaderScorer
 

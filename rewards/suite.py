@@ -8,14 +8,17 @@ import functools
 import hashlib
 from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 
+from rewards.asking import Asking
 from rewards.base import (
     BatchedScorer,
     DirectScorer,
     FloatArray,
+    Judge,
+    JudgedScorer,
     Sample,
     Scorer,
     Value,
@@ -49,6 +52,8 @@ class RewardSuite:
         All that can be scored: the names, then what is only watched.
     watches : dict of str to str
         Value -> the column of its held-out scorer, which nobody optimises.
+    needs_judge : bool
+        Whether some are judged by the chat model, so that ``use_judge`` must come before ``start``.
     """
 
     def __init__(
@@ -63,12 +68,15 @@ class RewardSuite:
         max_batch_tokens: int | None,
         cache_entries: int,
         torch_threads: int | None,
+        needs_judge: bool = False,
     ) -> None:
         self.values = tuple(values)
         self.names = tuple(value.name for value in self.values)
         self._columns = {column.name: column for column in columns}
         self.columns = tuple(self._columns)
         self.watches = dict(watches)
+        self.needs_judge = needs_judge
+        self._judge: Judge | None = None
         self._build = build
         self._refuse = refuse
         self._device = device
@@ -81,7 +89,9 @@ class RewardSuite:
         self._health = {name: ScorerHealth() for name in dict.fromkeys(used)}
         self._text_thread = ThreadPoolExecutor(1, thread_name_prefix="rewards-text")
         self._own_threads: dict[str, ThreadPoolExecutor] = {}
-        self._batcher = Batcher(self._text_thread, ScoreCache(cache_entries), self._health)
+        cache = ScoreCache(cache_entries)
+        self._batcher = Batcher(self._text_thread, cache, self._health)
+        self._asking = Asking(cache, self._health)
 
     @property
     def fingerprint(self) -> str:
@@ -104,6 +114,12 @@ class RewardSuite:
             for name in self.names
             if not any(self._scorers[one].needs_logprobs for one in self._columns[name].scorers)
         )
+
+    def use_judge(self, judge: Judge) -> None:
+        """Let the chat model answer the questions of judged values; call it before ``start``."""
+        if self._was_started:
+            raise RewardError("the reward suite is started already; give it its judge before")
+        self._judge = judge
 
     async def start(self) -> None:
         """Load and check the models.
@@ -142,6 +158,7 @@ class RewardSuite:
     async def close(self) -> None:
         """Fail what is in flight and end the threads; a closed suite cannot be started again."""
         self._batcher.close()
+        self._asking.close()
         # What is being prepared ends by itself, and then finds the batcher closed.
         for threads in (self._text_thread, *self._own_threads.values()):
             threads.shutdown(wait=False)
@@ -181,6 +198,11 @@ class RewardSuite:
             if (threads := self._own_threads.get(scorer.name)) is not None
         ]
         others = [scorer for scorer in needed if scorer.name not in self._own_threads]
+        judged = {
+            scorer.name: asyncio.ensure_future(self._asking.score(scorer, samples))
+            for scorer in needed
+            if isinstance(scorer, JudgedScorer)
+        }
         try:
             scores, work = await self._direct(list(samples), others, self._text_thread)
             batched = await self._batcher.score(work)
@@ -189,10 +211,13 @@ class RewardSuite:
             )
             for found, _ in await asyncio.gather(*apart):
                 scores.update(found)
+            for name, task in judged.items():
+                scores[name] = await task
         finally:
-            for task in apart:
-                task.cancel()
-            await asyncio.gather(*apart, return_exceptions=True)  # seen: no stray errors
+            running: list[asyncio.Future[Any]] = [*apart, *judged.values()]
+            for work in running:
+                work.cancel()
+            await asyncio.gather(*running, return_exceptions=True)  # seen: no stray errors
         return np.column_stack([column.read(scores, self._scorers) for column in columns])
 
     def score_sync(
@@ -244,6 +269,8 @@ class RewardSuite:
                 devices.set_threads(self._torch_threads)
             device = devices.resolve_device(self._device)
         for scorer in scorers:
+            if isinstance(scorer, JudgedScorer):
+                scorer.judge = self._judge
             scorer.load(device)
         if batched:
             limits = devices.default_limits(device)

@@ -7,6 +7,7 @@ means a class here, its case in `registry.py`, and a file in ``models/``.
 from __future__ import annotations
 
 from rewards.config.inputs import ChatInput, InputConfig, PairInput, TextInput
+from rewards.config.judge import JudgeConfig
 from rewards.config.models import SequenceClassifierConfig
 from rewards.config.outputs import OutputConfig
 from rewards.config.outside import PythonConfig, RemoteConfig
@@ -25,6 +26,7 @@ __all__ = [
     "ChatInput",
     "InputConfig",
     "JsonSchemaCheckConfig",
+    "JudgeConfig",
     "LexicalConfig",
     "NumberCheckConfig",
     "OutputConfig",

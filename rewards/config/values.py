@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
+from rewards.config.judge import JudgeConfig
 from rewards.config.models import SequenceClassifierConfig
 from rewards.config.outside import PythonConfig, RemoteConfig
 from rewards.config.section import Name, Section
@@ -20,6 +21,7 @@ ScorerConfig = Annotated[
     | RemoteConfig
     | PythonConfig
     | VaderConfig
+    | JudgeConfig
     | VerifiableConfig,
     Field(discriminator="kind"),
 ]
