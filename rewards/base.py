@@ -152,7 +152,7 @@ class Judge(Protocol):
     def fingerprint(self) -> str:
         """Return the identity of the model, known once it is loaded."""
 
-    def check(self, words: Sequence[Sequence[str]]) -> None:
+    def check_words(self, words: Sequence[Sequence[str]]) -> None:
         """Refuse words that it cannot tell apart by their first token.
 
         Raises

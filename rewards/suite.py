@@ -215,8 +215,8 @@ class RewardSuite:
                 scores[name] = await task
         finally:
             running: list[asyncio.Future[Any]] = [*apart, *judged.values()]
-            for work in running:
-                work.cancel()
+            for future in running:
+                future.cancel()
             await asyncio.gather(*running, return_exceptions=True)  # seen: no stray errors
         return np.column_stack([column.read(scores, self._scorers) for column in columns])
 

@@ -63,6 +63,7 @@ async def calibrate_to_file(
     backend, rewards = make_backend(settings), make_rewards(settings)
     try:
         await backend.start()
+        rewards.use_judge(backend)
         await rewards.start()
         with terminal.progress_bar("calibrating") as progress:
             calibration = await calibrate(

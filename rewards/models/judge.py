@@ -51,7 +51,7 @@ class JudgeScorer(JudgedScorer):
             )
             raise RewardModelError(self.name, self.values, _MODEL, problem)
         try:
-            self.judge.check(self._words)
+            self.judge.check_words(self._words)
         except ValueError as error:
             raise RewardModelError(self.name, self.values, _MODEL, str(error)) from error
 

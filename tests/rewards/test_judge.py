@@ -40,7 +40,7 @@ class FakeJudge:
         self.n_cancelled = 0
         self.refusal = None
 
-    def check(self, words):
+    def check_words(self, words):
         assert [len(set(one)) for one in words] == [3, 3]
         if self.refusal:
             raise ValueError(self.refusal)
