@@ -10,7 +10,7 @@ Importing this package loads no torch; starting a suite does, where a model need
 
 from __future__ import annotations
 
-from rewards.base import Message, Sample, Value
+from rewards.base import Judge, Message, Sample, Value
 from rewards.errors import (
     RewardConfigError,
     RewardError,
@@ -22,6 +22,7 @@ from rewards.registry import load_rewards
 from rewards.suite import RewardSuite
 
 __all__ = [
+    "Judge",
     "Message",
     "RewardConfigError",
     "RewardError",

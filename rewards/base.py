@@ -10,7 +10,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NotRequired, TypedDict
+from typing import NotRequired, Protocol, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
@@ -72,12 +72,17 @@ class Sample:
         temperature and top-p; None when the sampler did not report them.
     reasoning : str
         What a reasoning model thought before it answered; a template reads it as ``{reasoning}``.
+    prompt_ids, answer_ids : tuple of int or None
+        What the chat model read and wrote, in its own tokens, without the end token: given where
+        the answer is just that. It can then be judged without being read again.
     """
 
     messages: tuple[Message, ...]
     answer: str
     token_logprobs: tuple[float, ...] | None = None
     reasoning: str = ""
+    prompt_ids: tuple[int, ...] | None = None
+    answer_ids: tuple[int, ...] | None = None
 
 
 # Any model of texts can read this.
@@ -170,8 +175,46 @@ class Facts:
     n_bytes: int | None = None
 
 
+class Judge(Protocol):
+    """The chat model, as far as rewards need it: it answers questions about a sample in one token.
+
+    Attributes
+    ----------
+    fingerprint : str
+        Identity of the model.
+    """
+
+    @property
+    def fingerprint(self) -> str:
+        """Return the identity of the model, known once it is loaded."""
+
+    def check_words(self, words: Sequence[Sequence[str]]) -> None:
+        """Refuse words that it cannot tell apart by their first token.
+
+        Raises
+        ------
+        ValueError
+            With the remedy; also for a model that cannot judge at all.
+        """
+
+    async def ask(
+        self, sample: Sample, questions: Sequence[str], words: Sequence[Sequence[str]]
+    ) -> FloatArray:
+        """Return log-probabilities, in nats, shape (n_questions, n_sets of words).
+
+        Each is that of the first token of the model's reply to a question, put as the user's next
+        message behind the sample, being the first token of one of the words of a set. Cancelling
+        it stops the model's work.
+
+        Raises
+        ------
+        ValueError
+            When this sample cannot be judged; whatever else is raised is the model's failure.
+        """
+
+
 class Scorer(ABC):
-    """Computes its outputs of each sample. Subclass one of the two kinds below.
+    """Computes its outputs of each sample. Subclass one of the three kinds below.
 
     Parameters
     ----------
@@ -307,6 +350,22 @@ class BatchedScorer(Scorer):
         What is raised here fails the requests of this batch; numbers that are not finite fail the
         requests they belong to.
         """
+
+
+class JudgedScorer(Scorer):
+    """A scorer that asks the chat model, on the event loop, one sample at a time.
+
+    Attributes
+    ----------
+    judge : Judge or None
+        Set before ``load``, which refuses to go on without one.
+    """
+
+    judge: Judge | None = None
+
+    @abstractmethod
+    async def ask(self, sample: Sample) -> FloatArray:
+        """Return the outputs of a sample, shape (n_outputs,); equal samples get equal ones."""
 
 
 def as_rows(scores: FloatArray, n_inputs: int, n_outputs: int) -> FloatArray:

@@ -28,6 +28,7 @@ _SCHEMAS: dict[str, type[BaseModel]] = {
     "remote": config.RemoteConfig,
     "python": config.PythonConfig,
     "vader": config.VaderConfig,
+    "judge": config.JudgeConfig,
     "verifiable": config.RegexCheckConfig,
     "regex": config.RegexCheckConfig,
     "json_schema": config.JsonSchemaCheckConfig,

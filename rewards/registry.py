@@ -10,6 +10,7 @@ from rewards.columns import Column, Term
 from rewards.config import (
     CausalLmConfig,
     EmbeddingConfig,
+    JudgeConfig,
     LexicalConfig,
     LikelihoodConfig,
     ModelConfig,
@@ -118,6 +119,7 @@ def load_rewards(
         torch_threads=torch_threads,
         queue_tokens=queue_tokens,
         timeout_s=timeout_s,
+        needs_judge=any(isinstance(config.scorers[scorer], JudgeConfig) for scorer in fed),
     )
 
 
@@ -168,6 +170,10 @@ def build_scorer(name: str, values: Sequence[str], config: ScorerConfig, folder:
         from rewards.models.vllm_pooling import VllmPoolingScorer
 
         return VllmPoolingScorer(name, values, config, find_model(config.model, folder))
+    if isinstance(config, JudgeConfig):
+        from rewards.models.judge import JudgeScorer
+
+        return JudgeScorer(name, values, config)
     if isinstance(config, VaderConfig):
         from rewards.models.sentiment import VaderScorer
 

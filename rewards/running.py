@@ -6,12 +6,21 @@ import asyncio
 import functools
 import hashlib
 import os
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Coroutine, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from typing import TypeVar
+from typing import Any, TypeVar
 
-from rewards.base import BatchedScorer, DirectScorer, FloatArray, Sample, Scorer, as_rows
+from rewards.asking import Asking
+from rewards.base import (
+    BatchedScorer,
+    DirectScorer,
+    FloatArray,
+    JudgedScorer,
+    Sample,
+    Scorer,
+    as_rows,
+)
 from rewards.batcher import Batcher, Work
 from rewards.cache import ScoreCache
 from rewards.errors import HungError, ScoringError
@@ -37,7 +46,7 @@ class Outcome:
 
 
 class Runner:
-    """Runs scorers: on the text thread, on threads of their own, or in batches on the device.
+    """Runs scorers: on the text thread, on threads of their own, in batches, or through the judge.
 
     Parameters
     ----------
@@ -61,9 +70,11 @@ class Runner:
         self._lanes: dict[str, Lane] = {}
         self._text_thread = ThreadPoolExecutor(1, thread_name_prefix="rewards-text")
         self._trials = Trials(self._try, self._health)
+        cache = ScoreCache(cache_entries)
+        self._asking = Asking(cache, self._health)
         self.batcher = Batcher(
             self._text_thread,
-            ScoreCache(cache_entries),
+            cache,
             self._health,
             max_tokens=queue_tokens,
             timeout_s=timeout_s,
@@ -82,6 +93,7 @@ class Runner:
         """Fail what is in flight; what is being prepared then finds the batcher closed."""
         self._trials.close()
         self.batcher.close()
+        self._asking.close()
         self._text_thread.shutdown(wait=False)
         for lane in self._lanes.values():
             lane.close()
@@ -120,9 +132,9 @@ class Runner:
         """
         samples = list(samples)
         apart = {
-            name: asyncio.ensure_future(self._in_lane(samples, name))
+            name: asyncio.ensure_future(scoring)
             for name in names
-            if name in self._lanes
+            if (scoring := self._apart(samples, name)) is not None
         }
         here = [self._scorers[name] for name in names if name not in apart]
         try:
@@ -148,6 +160,13 @@ class Runner:
                 task.cancel()
             await asyncio.gather(*apart.values(), return_exceptions=True)  # seen: no stray errors
         return outcome
+
+    def _apart(self, samples: list[Sample], name: str) -> Coroutine[Any, Any, FloatArray] | None:
+        """Return the work of a scorer that needs neither the text thread nor the device."""
+        scorer = self._scorers[name]
+        if isinstance(scorer, JudgedScorer):
+            return self._asking.score(scorer, samples)
+        return self._in_lane(samples, name) if name in self._lanes else None
 
     async def _in_lane(self, samples: list[Sample], name: str) -> FloatArray:
         """Return the scores of a scorer with threads of its own."""

@@ -11,7 +11,15 @@ from typing import Self
 
 import numpy as np
 
-from rewards.base import BatchedScorer, FloatArray, Sample, Scorer, Value
+from rewards.base import (
+    BatchedScorer,
+    FloatArray,
+    Judge,
+    JudgedScorer,
+    Sample,
+    Scorer,
+    Value,
+)
 from rewards.batch import BatchLimits
 from rewards.columns import Column
 from rewards.config import TransformConfig
@@ -65,6 +73,8 @@ class RewardSuite:
     transforms : dict of str to TransformConfig
         Of the values that have one: what becomes of their numbers before they are aligned. What
         `score` returns is as measured; see `rewards.transforms`.
+    needs_judge : bool
+        Whether some are judged by the chat model, so that ``use_judge`` must come before ``start``.
     """
 
     def __init__(
@@ -83,6 +93,7 @@ class RewardSuite:
         torch_threads: int | None,
         queue_tokens: int = QUEUE_TOKENS,
         timeout_s: float = TIMEOUT_S,
+        needs_judge: bool = False,
     ) -> None:
         self.values = tuple(values)
         self.names = tuple(value.name for value in self.values)
@@ -91,6 +102,8 @@ class RewardSuite:
         self.watches = dict(watches)
         self.transforms = dict(transforms)
         self._pairs = dict(pairs or {})
+        self.needs_judge = needs_judge
+        self._judge: Judge | None = None
         self._build = build
         self._refuse = refuse
         self._device = device
@@ -126,6 +139,12 @@ class RewardSuite:
             for name in self.names
             if not any(self._scorers[one].needs_logprobs for one in self._columns[name].scorers)
         )
+
+    def use_judge(self, judge: Judge) -> None:
+        """Let the chat model answer the questions of judged values; call it before ``start``."""
+        if self._was_started:
+            raise RewardError("the reward suite is started already; give it its judge before")
+        self._judge = judge
 
     async def start(self) -> None:
         """Load and check the models.
@@ -287,6 +306,8 @@ class RewardSuite:
                 devices.set_threads(self._torch_threads)
             device = devices.resolve_device(self._device)
         for scorer in scorers:
+            if isinstance(scorer, JudgedScorer):
+                scorer.judge = self._judge
             scorer.load(device)
         return {scorer.name: scorer for scorer in scorers}, {
             scorer: self._limits(scorer, device) for scorer in batched

@@ -73,6 +73,7 @@ async def running_aligner(
     backend = backend or make_backend(settings)
     try:
         await backend.start()
+        rewards.use_judge(backend)
         await rewards.start()
         yield make_aligner(settings, backend, rewards, observe)
     finally:

@@ -244,14 +244,15 @@ def score(
         typer.Argument(help='JSONL of `{"messages": [...], "answer": "..."}`; `-` for stdin.'),
     ],
     out: Annotated[Path | None, typer.Option(help="JSONL to write; stdout by default.")] = None,
+    model: Model = None,
     rewards: Rewards = None,
     device: Device = None,
 ) -> None:
-    """Score answers that were written elsewhere.
+    """Score answers that were written elsewhere; the model is used for judged values only.
 
     Example: `palette score answers.jsonl --out scores.jsonl`
     """
-    settings = _settings(rewards=rewards, rewards_device=device)
+    settings = _settings(model=model, rewards=rewards, rewards_device=device)
     from server import jobs
 
     run(jobs.score_to_file(settings, file, out))

@@ -63,6 +63,7 @@ async def calibrate_to_file(
     backend, rewards = make_backend(settings), make_rewards(settings)
     try:
         await backend.start()
+        rewards.use_judge(backend)
         await rewards.start()
         with terminal.progress_bar("calibrating") as progress:
             calibration = await calibrate(
@@ -117,8 +118,13 @@ async def score_to_file(settings: Settings, file: Path, out: Path | None) -> Non
     suite = make_rewards(settings)
     samples = list(_read_answers(file))
     share_cores(settings)
-    await suite.start()
+    # Reward models alone do without the chat model.
+    backend = make_backend(settings) if suite.needs_judge else None
     try:
+        if backend is not None:
+            await backend.start()
+            suite.use_judge(backend)
+        await suite.start()
         names = suite.text_only_names
         with ExitStack() as stack:
             target = sys.stdout if out is None else stack.enter_context(out.open("w"))
@@ -129,6 +135,8 @@ async def score_to_file(settings: Settings, file: Path, out: Path | None) -> Non
                     target.write(json.dumps({"rewards": dict(zip(names, row, strict=True))}) + "\n")
                 progress(start + len(chunk), len(samples))
     finally:
+        if backend is not None:
+            await backend.close()
         await suite.close()
 
 

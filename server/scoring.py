@@ -20,14 +20,20 @@ def sample_of(prompt: Prompt, candidate: Candidate) -> Sample:
     """Return the candidate in its conversation, with the sampler's own log-probabilities.
 
     They are None, which rewards that read them refuse, when something was sampled without any: an
-    empty answer is likely, an unknown one is not.
+    empty answer is likely, an unknown one is not. Token ids are given where the model read and
+    wrote nothing but the conversation and the answer.
     """
     is_unknown = not candidate.tokens and bool(candidate.text or candidate.tool_calls)
+    is_bare = not (prompt.is_raw or candidate.tool_calls or candidate.reasoning)
+    is_known = bool(prompt.token_ids) and bool(candidate.token_ids or not candidate.text)
+    has_ids = is_bare and is_known
     return Sample(
         messages=plain(prompt.messages),
         answer=answer_text(candidate),
         token_logprobs=(None if is_unknown else tuple(token.logprob for token in candidate.tokens)),
         reasoning=candidate.reasoning,
+        prompt_ids=prompt.token_ids if has_ids else None,
+        answer_ids=candidate.token_ids if has_ids else None,
     )
 
 

@@ -7,6 +7,7 @@ means a class here, its case in `registry.py`, and a file in ``models/``.
 from __future__ import annotations
 
 from rewards.config.inputs import ChatInput, InputConfig, PairInput, TextInput
+from rewards.config.judge import JudgeConfig
 from rewards.config.models import (
     CausalLmConfig,
     EmbeddingConfig,
@@ -45,6 +46,7 @@ __all__ = [
     "EmbeddingConfig",
     "InputConfig",
     "JsonSchemaCheckConfig",
+    "JudgeConfig",
     "LexicalConfig",
     "LikelihoodConfig",
     "MessageConfig",

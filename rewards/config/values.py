@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
+from rewards.config.judge import JudgeConfig
 from rewards.config.models import (
     CausalLmConfig,
     EmbeddingConfig,
@@ -33,6 +34,7 @@ ScorerConfig = Annotated[
     | RemoteConfig
     | PythonConfig
     | VaderConfig
+    | JudgeConfig
     | VerifiableConfig,
     Field(discriminator="kind"),
 ]

@@ -11,7 +11,10 @@ from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from rewards import Message
+import numpy as np
+from numpy.typing import NDArray
+
+from rewards import Message, Sample
 
 FinishReason = Literal["stop", "length", "tool_calls"]
 Feature = Literal[
@@ -191,6 +194,8 @@ class Candidate:
         What a reasoning model thought before it answered; no part of `text`.
     n_prompt_tokens : int, optional
         Tokens of the prompt, where only the upstream can count them.
+    token_ids : tuple of int
+        Ids of `tokens`; empty where only the upstream knows.
     """
 
     index: int
@@ -201,6 +206,7 @@ class Candidate:
     tool_calls: tuple[ToolCall, ...] = ()
     reasoning: str = field(default="", repr=False)
     n_prompt_tokens: int | None = None
+    token_ids: tuple[int, ...] = field(default=(), repr=False)
 
 
 class Backend(ABC):
@@ -303,6 +309,32 @@ class Backend(ABC):
         ------
         BackendUnavailableError, UpstreamError
         """
+
+    def check_words(self, words: Sequence[Sequence[str]]) -> None:
+        """Refuse words that `ask` cannot tell apart; see `rewards.Judge`, which backends are.
+
+        Raises
+        ------
+        ValueError
+            Also by a backend that cannot be asked.
+        """
+        raise ValueError("this backend cannot be asked about answers; use another")
+
+    async def ask(
+        self, sample: Sample, questions: Sequence[str], words: Sequence[Sequence[str]]
+    ) -> NDArray[np.float64]:
+        """Return how likely the model's reply to a question begins with some words.
+
+        See `rewards.Judge`. Questions take no place of a candidate: they never wait for candidates
+        that wait for them.
+
+        Raises
+        ------
+        ValueError
+            For a sample that the model cannot be asked about.
+        BackendUnavailableError, UpstreamError
+        """
+        raise BackendError("this backend cannot be asked about answers")
 
     @abstractmethod
     def health(self) -> dict[str, object]:

@@ -211,7 +211,9 @@ class Batch:
             )
             for i in range(n_shown)
         )
-        return Candidate(row.index, text, tokens, n_tokens, reason)
+        return Candidate(
+            row.index, text, tokens, n_tokens, reason, token_ids=tuple(row.ids[:n_shown])
+        )
 
     def _keep(self, kept: list[int]) -> None:
         self._rows = [self._rows[i] for i in kept]

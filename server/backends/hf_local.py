@@ -13,9 +13,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+from numpy.typing import NDArray
 from typing_extensions import override
 
-from rewards import Message
+from rewards import Message, Sample
+from server.backends.asking import Asker
 from server.backends.base import (
     Backend,
     BackendError,
@@ -91,6 +94,7 @@ class HfLocalBackend(Backend):
         self._max_rows = max_rows
         self._worker: Worker | None = None
         self._tokenizer: Any = None
+        self._asker: Asker | None = None
         self._template_errors: tuple[type[Exception], ...] = ()
 
     @override
@@ -117,6 +121,7 @@ class HfLocalBackend(Backend):
         self.fingerprint = outcome.fingerprint
         self.max_context = outcome.max_context
         self.n_vocab = outcome.n_vocab
+        self._asker = Asker(outcome.tokenizer, outcome.max_context)
 
     @override
     async def close(self) -> None:
@@ -194,10 +199,51 @@ class HfLocalBackend(Backend):
             worker.cancel(job)
 
     @override
+    def check_words(self, words: Sequence[Sequence[str]]) -> None:
+        self._loaded_asker().word_ids(words)
+
+    @override
+    async def ask(
+        self, sample: Sample, questions: Sequence[str], words: Sequence[Sequence[str]]
+    ) -> NDArray[np.float64]:
+        from server.backends.hf_asking import Inquiry
+
+        asker, worker = self._loaded_asker(), self._worker
+        assert worker is not None  # loaded
+        loop = asyncio.get_running_loop()
+        found: asyncio.Future[NDArray[np.float64] | BackendError] = loop.create_future()
+        if sample.prompt_ids is None or sample.answer_ids is None:
+            prompts = await asyncio.to_thread(asker.prompts, sample, questions)
+            head: tuple[int, ...] = ()
+        else:
+            prompts, head = asker.prompts(sample, questions), sample.prompt_ids
+        inquiry = Inquiry(
+            prompts=prompts,
+            head=head,
+            word_ids=asker.word_ids(words),
+            deliver=lambda item: _call(
+                loop, lambda: None if found.done() else found.set_result(item)
+            ),
+        )
+        worker.ask(inquiry)
+        try:
+            item = await found
+        finally:
+            worker.cancel(inquiry)
+        if isinstance(item, BackendError):
+            raise item
+        return item
+
+    @override
     def health(self) -> dict[str, object]:
         if self._worker is None:
             return {"state": "stopped"}
         return self._worker.health()
+
+    def _loaded_asker(self) -> Asker:
+        if self._asker is None or self._tokenizer is None:
+            raise BackendUnavailableError("the model is not running; retry later")
+        return self._asker
 
     def _load(self) -> LoadedModel:
         try:

@@ -24,6 +24,7 @@ from server.backends.base import (
 
 if TYPE_CHECKING:
     # torch is imported by the thread, so that importing this module, or the server, costs nothing.
+    from server.backends.hf_asking import Inquiry, Reader
     from server.backends.hf_decoding import Batch, Prefix
     from server.backends.hf_loading import LoadedModel
 
@@ -90,6 +91,7 @@ class Worker:
         self._on_loaded = on_loaded
         self._changed = threading.Condition()
         self._arrived: deque[Job] = deque()
+        self._inquiries: deque[Inquiry] = deque()
         self._is_closing = False
         self._probe_wanted = False
         # Written by the worker thread alone, read by `health`.
@@ -119,7 +121,20 @@ class Worker:
             self._arrived.append(job)
             self._changed.notify()
 
-    def cancel(self, job: Job) -> None:
+    def ask(self, inquiry: Inquiry) -> None:
+        """Queue an inquiry, which takes no row: one is answered between any two steps.
+
+        Raises
+        ------
+        BackendUnavailableError
+        """
+        with self._changed:
+            if self._is_closing or self._has_ended:
+                raise BackendUnavailableError("the model is not running; retry later")
+            self._inquiries.append(inquiry)
+            self._changed.notify()
+
+    def cancel(self, job: Job | Inquiry) -> None:
         """Drop a job before its next step; nothing is delivered after that."""
         job.is_cancelled = True
         with self._changed:
@@ -171,6 +186,9 @@ class Worker:
     def _serve(self, loaded: LoadedModel) -> None:
         import torch
 
+        from server.backends.hf_asking import Reader
+
+        reader = Reader(loaded.model, loaded.device)
         with torch.inference_mode():
             while self._take():
                 self._admit()
@@ -179,6 +197,7 @@ class Worker:
                         self._running.remove(part)
                     else:
                         self._step(part, loaded)
+                self._answer(reader)
                 if self._is_failing and self._probe_wanted:
                     self._probe(loaded)
 
@@ -188,6 +207,7 @@ class Worker:
             while not (
                 self._is_closing
                 or self._arrived
+                or self._inquiries
                 or self._running
                 or self._waiting
                 or self._probe_wanted
@@ -237,6 +257,26 @@ class Worker:
         for candidate in finished:
             job.deliver(candidate)
 
+    def _answer(self, reader: Reader) -> None:
+        """Answer one inquiry: of the prompt that was read last, or the oldest."""
+        with self._changed:
+            same = (one for one in self._inquiries if one.head == reader.head)
+            inquiry = next(same, self._inquiries[0] if self._inquiries else None)
+            if inquiry is not None:
+                self._inquiries.remove(inquiry)
+        if inquiry is not None and not inquiry.is_cancelled:
+            try:
+                found = reader.answer(inquiry)
+            except Exception as error:
+                logger.exception("answering a question failed")
+                reader.forget()
+                self._fail(inquiry, error)
+            else:
+                self._is_failing = False
+                inquiry.deliver(found)
+        if not (self._inquiries or self._running or self._waiting):
+            reader.forget()
+
     def _start(self, part: _Slice, loaded: LoadedModel) -> Batch:
         from server.backends.hf_decoding import Batch, copy_prefix, read_prompt
 
@@ -262,13 +302,14 @@ class Worker:
             job.prompt.token_ids,
         )
 
-    def _fail(self, job: Job, error: Exception) -> None:
+    def _fail(self, job: Job | Inquiry, error: Exception) -> None:
         import torch
 
         self._last_error = f"{type(error).__name__}: {error}"
         self._is_failing = True
         job.is_cancelled = True
-        job.prefix = None
+        if isinstance(job, Job):
+            job.prefix = None
         if isinstance(error, torch.OutOfMemoryError):
             torch.cuda.empty_cache()
             advice = "; fewer candidates, shorter answers or a smaller max_rows need less memory"
@@ -296,9 +337,12 @@ class Worker:
             self._has_ended = True
             jobs = [part.job for part in self._running]
             jobs += [job for job in (*self._waiting, *self._arrived) if job not in jobs]
+            inquiries = list(self._inquiries)
+            self._inquiries.clear()
             self._waiting.clear()
             self._arrived.clear()
             self._running = []
-        for job in dict.fromkeys(jobs):
-            if not job.is_cancelled:
-                job.deliver(BackendUnavailableError("the model was stopped; retry later"))
+        unanswered: list[Job | Inquiry] = [*dict.fromkeys(jobs), *inquiries]
+        for waiting in unanswered:
+            if not waiting.is_cancelled:
+                waiting.deliver(BackendUnavailableError("the model was stopped; retry later"))

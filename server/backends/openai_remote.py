@@ -19,10 +19,11 @@ from typing import Any, Literal
 
 import httpx
 import numpy as np
+from numpy.typing import NDArray
 from pydantic import SecretStr
 from typing_extensions import override
 
-from rewards import Message
+from rewards import Message, Sample
 from server.backends.base import (
     Backend,
     BackendError,
@@ -35,6 +36,7 @@ from server.backends.base import (
     Tools,
     UpstreamError,
 )
+from server.backends.openai_asking import answer_of, question_fields
 from server.backends.openai_fetching import Failure, Fetcher, Job
 from server.backends.openai_probe import UNKNOWN_CONTEXT, Discovery, discover
 from server.backends.openai_transport import TransientError, Upstream
@@ -236,6 +238,40 @@ class OpenAIRemoteBackend(Backend):
             self._jobs.discard(job)
             fetching.cancel()
             await asyncio.wait({fetching})
+
+    @override
+    def check_words(self, words: Sequence[Sequence[str]]) -> None:
+        if "logprobs" not in self.features:
+            raise ValueError(f"{self._base_url} reports no log-probabilities, so it cannot judge")
+
+    @override
+    async def ask(
+        self, sample: Sample, questions: Sequence[str], words: Sequence[Sequence[str]]
+    ) -> NDArray[np.float64]:
+        upstream, found = self._upstream, self._found
+        if upstream is None or found is None:
+            raise BackendUnavailableError("the upstream model server is not connected; retry later")
+        shared = {
+            "model": found.model,
+            **sampling_fields(
+                SamplingSettings(max_tokens=1), found.dialect, found.max_tokens_field
+            ),
+            **self._extra_body,
+        }
+
+        async def ask_one(question: str) -> list[float]:
+            replies: list[Any] = []
+            body = shared | question_fields(sample, question)
+            await upstream.retrying(lambda: upstream.chat(body, replies.append))
+            return answer_of(replies[-1] if replies else None, words)
+
+        try:
+            async with asyncio.TaskGroup() as group:
+                tasks = [group.create_task(ask_one(question)) for question in questions]
+        except ExceptionGroup as failures:
+            # One failure cancels the rest, so there is one to tell.
+            raise failures.exceptions[0] from None
+        return np.array([task.result() for task in tasks])
 
     @override
     def health(self) -> dict[str, object]:

@@ -9,9 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+from numpy.typing import NDArray
 from typing_extensions import override
 
-from rewards import Message
+from rewards import Message, Sample
 from server.backends.base import (
     Backend,
     BackendUnavailableError,
@@ -159,6 +161,16 @@ class VllmAdapter(Backend):
         return self._base.draw(
             prompt, n_candidates, sampling, seed, top_logprobs=top_logprobs, adapter=self._adapter
         )
+
+    @override
+    def check_words(self, words: Sequence[Sequence[str]]) -> None:
+        self._base.check_words(words)
+
+    @override
+    async def ask(
+        self, sample: Sample, questions: Sequence[str], words: Sequence[Sequence[str]]
+    ) -> NDArray[np.float64]:
+        return await self._base.ask_as(sample, questions, words, self._adapter)
 
     @override
     def health(self) -> dict[str, object]:

@@ -14,9 +14,12 @@ from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+from numpy.typing import NDArray
 from typing_extensions import override
 
-from rewards import Message
+from rewards import Message, Sample
+from server.backends.asking import Asker
 from server.backends.base import (
     Backend,
     BackendError,
@@ -35,6 +38,7 @@ from server.backends.vllm_adapter import (
     lora_request,
     read_adapters,
 )
+from server.backends.vllm_asking import TwoKinds, answer_of, asking_params, kind_of
 from server.backends.vllm_memory import split_gpu
 from server.backends.vllm_options import (
     by_python_name,
@@ -154,10 +158,14 @@ class VllmEngineBackend(Backend):
             max_restarts=max_restarts,
         )
         self._is_started = False
-        self._active: set[asyncio.Queue[Candidate | BackendError]] = set()
+        self._active: set[asyncio.Queue[Any]] = set()
         self._ids = itertools.count()
         self._n_prompt_tokens = 0
         self._n_cached_tokens = 0
+        self._asker: Asker | None = None
+        self._kinds = TwoKinds()
+        self._n_asked_tokens = 0
+        self._n_cached_asked_tokens = 0
         # By the thread of `start`: vLLM's, which is not imported before.
         self._refusals: tuple[type[Exception], ...] = ()
         self._dead: tuple[type[Exception], ...] = ()
@@ -179,6 +187,7 @@ class VllmEngineBackend(Backend):
         self.n_vocab = text.n_vocab
         self._text = replace(text, max_context=self.max_context)
         self.fingerprint = text.fingerprint
+        self._asker = Asker(text.tokenizer, self.max_context)
 
     @override
     async def close(self) -> None:
@@ -272,6 +281,61 @@ class VllmEngineBackend(Backend):
             await asyncio.gather(*drawing, return_exceptions=True)
 
     @override
+    def check_words(self, words: Sequence[Sequence[str]]) -> None:
+        self._loaded_asker().word_ids(words)
+
+    @override
+    async def ask(
+        self, sample: Sample, questions: Sequence[str], words: Sequence[Sequence[str]]
+    ) -> NDArray[np.float64]:
+        return await self.ask_as(sample, questions, words)
+
+    async def ask_as(
+        self,
+        sample: Sample,
+        questions: Sequence[str],
+        words: Sequence[Sequence[str]],
+        adapter: Adapter | None = None,
+    ) -> NDArray[np.float64]:
+        """Return what `ask` promises, of the model with an adapter or without."""
+        asker, engine = self._loaded_asker(), self._supervisor.engine
+        if sample.prompt_ids is None:
+            prompts = await asyncio.to_thread(asker.prompts, sample, questions)
+        else:
+            prompts = asker.prompts(sample, questions)
+        word_ids = asker.word_ids(words)
+        params = asking_params(word_ids)
+        arrivals: asyncio.Queue[Any] = asyncio.Queue()
+        name = f"palette-{next(self._ids)}"
+        lora = None if adapter is None else lora_request(adapter)
+
+        async def ask_one(index: int) -> None:
+            prompt = Prompt((), tuple(prompts[index]))
+            try:
+                output = await self._finished(engine, prompt, params, f"{name}-{index}", lora)
+                arrivals.put_nowait((index, answer_of(output, word_ids)))
+            except Exception as error:  # noqa: BLE001  # told to the one who asked, below
+                if isinstance(error, self._dead):
+                    self._supervisor.report_end(engine)
+                arrivals.put_nowait(self._translated(error))
+
+        found = np.empty((len(questions), len(word_ids)))
+        self._active.add(arrivals)
+        asking = [asyncio.create_task(ask_one(index)) for index in range(len(questions))]
+        try:
+            for _ in questions:
+                item = await arrivals.get()
+                if isinstance(item, BackendError):
+                    raise item
+                found[item[0]] = item[1]
+        finally:
+            self._active.discard(arrivals)
+            for task in asking:
+                task.cancel()
+            await asyncio.gather(*asking, return_exceptions=True)
+        return found
+
+    @override
     def health(self) -> dict[str, object]:
         pids: list[int] = []
         with suppress(BackendUnavailableError):
@@ -282,6 +346,8 @@ class VllmEngineBackend(Backend):
             "active_jobs": len(self._active),
             "prompt_tokens": self._n_prompt_tokens,
             "cached_prompt_tokens": self._n_cached_tokens,
+            "asked_tokens": self._n_asked_tokens,
+            "cached_asked_tokens": self._n_cached_asked_tokens,
         }
 
     async def _finished(
@@ -289,12 +355,21 @@ class VllmEngineBackend(Backend):
     ) -> Any:
         """Return vLLM's one output of a request."""
         tokens = {"type": "token", "prompt_token_ids": list(prompt.token_ids)}
-        async for result in engine.llm.generate(tokens, params, name, lora_request=lora):
-            if result.finished:
-                self._n_prompt_tokens += len(prompt.token_ids)
-                self._n_cached_tokens += result.num_cached_tokens or 0
-                return result.outputs[0]
+        kind = kind_of(params)
+        async with self._kinds.run(kind):
+            async for result in engine.llm.generate(tokens, params, name, lora_request=lora):
+                if result.finished:
+                    self._count(kind, len(prompt.token_ids), result.num_cached_tokens or 0)
+                    return result.outputs[0]
         raise BackendError("generation failed: the engine ended the request without an answer")
+
+    def _count(self, kind: str, n_tokens: int, n_cached: int) -> None:
+        if kind == "asked":
+            self._n_asked_tokens += n_tokens
+            self._n_cached_asked_tokens += n_cached
+        else:
+            self._n_prompt_tokens += n_tokens
+            self._n_cached_tokens += n_cached
 
     def _parsed(
         self, candidate: Candidate, output: Any, text: TextModel, prompt: Prompt
@@ -364,6 +439,11 @@ class VllmEngineBackend(Backend):
         if self._rewards_bytes and current_platform.is_cuda_alike():
             self._options |= split_gpu(self._options, self._rewards_bytes, text.weights_bytes)
         return text
+
+    def _loaded_asker(self) -> Asker:
+        if self._asker is None or self._text is None:
+            raise BackendUnavailableError("the model is not running; retry later")
+        return self._asker
 
     def _loaded(self) -> TextModel:
         if self._text is None:

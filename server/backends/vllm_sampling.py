@@ -114,6 +114,7 @@ def candidate_of(
         tokens=tuple(_tokens(output.logprobs, n_kept, detokenizer, top_logprobs)),
         n_tokens=len(ids),
         finish_reason=reason,
+        token_ids=tuple(ids[:n_kept]),
     )
 
 
