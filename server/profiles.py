@@ -383,4 +383,6 @@ def _check_version(connection: sqlite3.Connection, name: str, expected: int | No
 
 def _unknown(name: str, version: int | None = None) -> ProfileNotFoundError:
     one = f"profile {name!r:.80}" + (f" of version {version}" if version is not None else "")
-    return ProfileNotFoundError(f"there is no {one}; GET /v1/palette/profiles lists them all")
+    return ProfileNotFoundError(
+        f"there is no {one}; GET /v1/palette/profiles and `palette profile list` show which are"
+    )

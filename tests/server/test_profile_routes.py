@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from fastapi.openapi.models import OpenAPI
 
 from server.layers import laid_over, split_model
 from server.profiles import FILE, ProfileError, ProfileFileError, ProfileNotFoundError, Profiles
@@ -164,6 +165,21 @@ async def test_a_file_damaged_later_is_an_error_of_the_server(tmp_path, settings
         failed(await running.chat(palette={"profile": "x"}), 500, "profiles_failed")
         assert (await running.chat(palette=SHORT)).status_code == 200
     assert "damaged" in caplog.text
+
+
+async def test_openapi_describes_them(running):
+    schema = (await running.client.get("/openapi.json")).json()
+    OpenAPI.model_validate(schema)
+    found = {path: set(schema["paths"][path]) for path in schema["paths"] if path.startswith(URL)}
+    assert found == {
+        URL: {"get"},
+        f"{URL}/{{name}}": {"get", "put", "delete"},
+        f"{URL}/{{name}}/versions": {"get"},
+    }
+    assert set(schema["paths"]["/v1/palette/replay"]) == {"post"}
+    operations = [one["operationId"] for path in schema["paths"].values() for one in path.values()]
+    assert len(set(operations)) == len(operations)
+    assert "profile" in schema["components"]["schemas"]["PaletteOptions"]["properties"]
 
 
 # the profile as ground
