@@ -30,6 +30,7 @@ from server.draining import DrainingError, RequestTimeoutError
 from server.profiles import (
     ProfileConflictError,
     ProfileError,
+    ProfileInUseError,
     ProfileNameError,
     ProfileNotFoundError,
 )
@@ -105,6 +106,7 @@ _TABLE: tuple[tuple[type[Exception], int, str, str | None], ...] = (
     (ProfileNotFoundError, 404, "invalid_request_error", "profile_not_found"),
     (ProfileNameError, 400, "invalid_request_error", "invalid_value"),
     (ProfileConflictError, 409, "invalid_request_error", "version_conflict"),
+    (ProfileInUseError, 409, "invalid_request_error", "profile_in_use"),
     (ProfileError, 500, "server_error", "profiles_failed"),
     (BodyTooLargeError, 413, "invalid_request_error", "body_too_large"),
     (BodyTooComplexError, 400, "invalid_request_error", "body_too_complex"),

@@ -63,6 +63,10 @@ class ProfileConflictError(ProfileError):
     """The profile is not at the version that the change was made for."""
 
 
+class ProfileInUseError(ProfileError):
+    """The profile is what the server serves by default."""
+
+
 class ProfileFileError(ProfileError):
     """The store's file cannot be used; it is left as it is."""
 

@@ -10,7 +10,7 @@ from fastapi import APIRouter, Query
 from server.errors import ModelNotFoundError
 from server.layers import split_model
 from server.openai_requests import SamplingRequest
-from server.profiles import Profile, ProfileConflictError, ProfileNotFoundError
+from server.profiles import Profile, ProfileInUseError, ProfileNotFoundError
 from server.routes.context import Context, InContext
 from server.routes.parsing import refusal
 from server.schemas import PaletteOptions, ProfileAnswer, ProfileList, ProfileRequest
@@ -64,7 +64,7 @@ async def delete_profile(
     """Delete a profile; its versions stay readable by their number."""
     if name == (context.settings.default_palette or {}).get("profile"):
         msg = f"profile {name} is this server's default palette: write a new version of it instead"
-        raise ProfileConflictError(msg)
+        raise ProfileInUseError(msg)
     profiles = context.aligner.layers.profiles
     return _answer(await asyncio.to_thread(profiles.delete, name, expected_version))
 

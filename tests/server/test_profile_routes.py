@@ -361,7 +361,7 @@ async def test_the_default_may_be_a_profile(tmp_path, settings, stored):
         await put(running, "brief", {"targets": {}})
         assert (await report_of(running, model="fake:brief"))["profile"]["name"] == "brief"
         reply = await running.client.delete(f"{URL}/house")
-        assert "default" in failed(reply, 409, "version_conflict", "expected_version")
+        assert "default" in failed(reply, 409, "profile_in_use")
         assert (await running.chat()).status_code == 200
 
 
