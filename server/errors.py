@@ -27,9 +27,9 @@ from server.backends.base import (
 )
 from server.calibration import CalibrationMissingError
 from server.draining import DrainingError, RequestTimeoutError
+from server.profile_file import ProfileError
 from server.profiles import (
     ProfileConflictError,
-    ProfileError,
     ProfileInUseError,
     ProfileNameError,
     ProfileNotFoundError,

@@ -17,7 +17,8 @@ from server.batch import OutputError, generate_file
 from server.calibration import CalibrationError, CalibrationMissingError
 from server.calibrator import calibrate
 from server.cli_support import BAD_USAGE, FAILED, INFEASIBLE
-from server.profiles import ProfileError, ProfileNameError
+from server.profile_file import ProfileError
+from server.profiles import ProfileNameError
 from server.promise import InfeasiblePaletteError
 from server.prompts import PromptsError, parse_prompt, read_prompts
 from server.schemas import PaletteOptions

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 
 from pydantic import ValidationError
 
-from server.profiles import ProfileError, ProfileNotFoundError, Profiles
+from server.profile_file import ProfileError
+from server.profiles import ProfileNotFoundError, Profiles
 from server.promise import Promiser
 from server.schemas import PaletteOptions, ProfileReport
 from solver import PaletteError

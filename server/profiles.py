@@ -9,38 +9,17 @@ from __future__ import annotations
 import json
 import re
 import sqlite3
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from server.profile_file import ProfileError, ProfileFile
+
 FILE = "profiles.sqlite3"
-# Of the tables below; a file of a later one is left alone.
-SCHEMA = 1
-# "PLTE" in the file's header says whose it is.
-_APPLICATION = 0x504C5445
-_TABLES = """
-CREATE TABLE versions (
-    name TEXT NOT NULL,
-    version INTEGER NOT NULL,
-    palette TEXT,
-    description TEXT NOT NULL,
-    created TEXT NOT NULL,
-    PRIMARY KEY (name, version)
-) STRICT, WITHOUT ROWID
-"""
 _COLUMNS = "SELECT name, version, palette, description, created FROM versions"
-# Another process, such as the command line, may be writing.
-_BUSY_S = 5.0
 # No colon: a model's name and a profile's are told apart by it. No dot in front: it is a path.
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
-
-
-class ProfileError(Exception):
-    """Root of what the store raises."""
 
 
 class ProfileNameError(ProfileError):
@@ -65,10 +44,6 @@ class ProfileConflictError(ProfileError):
 
 class ProfileInUseError(ProfileError):
     """The profile is what the server serves by default."""
-
-
-class ProfileFileError(ProfileError):
-    """The store's file cannot be used; it is left as it is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +73,7 @@ def open_profiles(state_dir: Path) -> Profiles:
 
 
 class Profiles:
-    """The profiles of one file. One connection, used by one thread at a time.
+    """The profiles of one file.
 
     Every method may wait for the disk or for another process: call it off the event loop.
 
@@ -115,19 +90,15 @@ class Profiles:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._lock = threading.Lock()
-        self._connection: sqlite3.Connection | None = None
-        with self._reading():
-            pass
+        self._file = ProfileFile(path)
 
     def close(self) -> None:
         """Close the file; the next use opens it again."""
-        with self._lock:
-            self._disconnect()
+        self._file.close()
 
     def newest(self) -> list[Profile]:
         """Return the newest version of every profile that is not deleted, by name."""
-        with self._reading() as connection:
+        with self._file.reading() as connection:
             if connection is None:
                 return []
             found = connection.execute(
@@ -144,7 +115,7 @@ class Profiles:
         ProfileNotFoundError
             When nothing was ever written under this name.
         """
-        with self._reading() as connection:
+        with self._file.reading() as connection:
             rows = [] if connection is None else _rows(connection, name)
             found = [self._profile(row) for row in rows]
         if not found:
@@ -159,7 +130,7 @@ class Profiles:
         ProfileNotFoundError
             When there is none, or when it is a deletion.
         """
-        with self._reading() as connection:
+        with self._file.reading() as connection:
             row = None if connection is None else _row(connection, name, version)
             found = None if row is None else self._profile(row)
         if found is not None and found.palette is not None:
@@ -202,7 +173,7 @@ class Profiles:
             raise ProfileNameError(msg)
         text = json.dumps(palette, allow_nan=False)
         description = description.encode(errors="replace").decode()
-        with self._writing() as connection:
+        with self._file.writing() as connection:
             last = _check_version(connection, name, expected_version)
             return self._add(connection, name, last, text, description)
 
@@ -215,7 +186,7 @@ class Profiles:
         ProfileConflictError
             As `put`.
         """
-        with self._writing() as connection:
+        with self._file.writing() as connection:
             last = _check_version(connection, name, expected_version)
             row = _row(connection, name, None)
             if row is None or row[2] is None:
@@ -240,115 +211,8 @@ class Profiles:
         try:
             known = None if palette is None else json.loads(palette)
         except ValueError as error:
-            raise self._damaged(f"{name}, version {version}, is no JSON") from error
+            raise self._file.damaged(f"{name}, version {version}, is no JSON") from error
         return Profile(name, version, known, description, created)
-
-    @contextmanager
-    def _reading(self) -> Iterator[sqlite3.Connection | None]:
-        """Give the connection, or None while there is no file."""
-        with self._lock, self._translated():
-            yield self._connect() if self._connection or self.path.exists() else None
-
-    @contextmanager
-    def _writing(self) -> Iterator[sqlite3.Connection]:
-        """Give the connection in a transaction, which is on the disk when this ends."""
-        with self._lock, self._translated():
-            if self._connection is None:
-                self.path.parent.mkdir(parents=True, exist_ok=True)
-            connection = self._connect()
-            with _transaction(connection):
-                yield connection
-
-    @contextmanager
-    def _translated(self) -> Iterator[None]:
-        """Turn what SQLite and the disk raise into our error."""
-        try:
-            yield
-        except sqlite3.Error as error:
-            self._disconnect()  # what was wrong may be mended when it is opened again
-            if isinstance(error, sqlite3.OperationalError):
-                msg = f"profiles {self.path} cannot be used now ({error}); nothing was changed"
-                raise ProfileFileError(msg) from error
-            raise self._damaged(str(error)) from error
-        except OSError as error:
-            msg = f"profiles {self.path} cannot be used: {error}"
-            raise ProfileFileError(msg) from error
-
-    def _damaged(self, reason: str) -> ProfileFileError:
-        return ProfileFileError(
-            f"profiles {self.path} are damaged or no profiles ({reason}); the file is left as it "
-            "is: put a copy of it in its place, or move it away to begin anew"
-        )
-
-    def _connect(self) -> sqlite3.Connection:
-        if self._connection is None:
-            # Autocommit: transactions begin and end where we say.
-            connection = sqlite3.connect(
-                self.path, timeout=_BUSY_S, isolation_level=None, check_same_thread=False
-            )
-            try:
-                self._prepare(connection)
-            except BaseException:
-                connection.close()
-                raise
-            self._connection = connection
-        return self._connection
-
-    def _disconnect(self) -> None:
-        if self._connection is not None:
-            self._connection.close()
-            self._connection = None
-
-    def _prepare(self, connection: sqlite3.Connection) -> None:
-        """Check whose file it is before anything is written to it; make what a new one needs."""
-        wal = self.path.with_name(self.path.name + "-wal")
-        if self.path.stat().st_size == 0 and wal.exists() and wal.stat().st_size > 0:
-            # SQLite would take it for a new one, and throw away what is in the log.
-            raise self._damaged("it is empty, and its log is not")
-        if _is_new(connection):
-            connection.execute("PRAGMA journal_mode = WAL")
-            with _transaction(connection):
-                if _is_new(connection):  # another process may have been first
-                    connection.execute(_TABLES)
-                    connection.execute(f"PRAGMA application_id = {_APPLICATION}")
-                    connection.execute(f"PRAGMA user_version = {SCHEMA}")
-        if _pragma(connection, "application_id") != _APPLICATION:
-            raise self._damaged("it is another program's")
-        schema = _pragma(connection, "user_version")
-        if schema != SCHEMA:
-            msg = (
-                f"profiles {self.path} have schema {schema}, and this Palette knows {SCHEMA}: run "
-                "the Palette that wrote them, or name another state_dir; the file is left as it is"
-            )
-            raise ProfileFileError(msg)
-        findings = _pragma(connection, "quick_check")
-        if findings != "ok":
-            raise self._damaged(str(findings).replace("\n", "; "))
-        connection.execute("PRAGMA journal_mode = WAL")
-        connection.execute("PRAGMA synchronous = FULL")
-
-
-@contextmanager
-def _transaction(connection: sqlite3.Connection) -> Iterator[None]:
-    connection.execute("BEGIN IMMEDIATE")
-    try:
-        yield
-        connection.execute("COMMIT")
-    except BaseException:
-        if connection.in_transaction:
-            connection.execute("ROLLBACK")
-        raise
-
-
-def _is_new(connection: sqlite3.Connection) -> bool:
-    """Return whether nobody has made anything of this file."""
-    (n_tables,) = connection.execute("SELECT COUNT(*) FROM sqlite_master").fetchone()
-    marks = _pragma(connection, "application_id"), _pragma(connection, "user_version")
-    return n_tables == 0 and marks == (0, 0)
-
-
-def _pragma(connection: sqlite3.Connection, name: str) -> Any:
-    return connection.execute(f"PRAGMA {name}").fetchone()[0]
 
 
 def _rows(connection: sqlite3.Connection, name: str) -> list[tuple[Any, ...]]:

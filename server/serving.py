@@ -16,7 +16,7 @@ from server.app import running_app
 from server.backends.base import BackendError
 from server.calibration import CalibrationError
 from server.draining import Drain
-from server.profiles import ProfileError
+from server.profile_file import ProfileError
 from server.request_id import RequestIdFilter
 from server.routes.context import Context
 from server.settings import Settings, SettingsError

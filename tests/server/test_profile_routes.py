@@ -6,7 +6,8 @@ import pytest
 from fastapi.openapi.models import OpenAPI
 
 from server.layers import laid_over, split_model
-from server.profiles import FILE, ProfileError, ProfileFileError, ProfileNotFoundError, Profiles
+from server.profile_file import ProfileError, ProfileFileError
+from server.profiles import FILE, ProfileNotFoundError, Profiles
 from server.schemas import PaletteOptions
 from solver import PaletteError, UnknownValueError
 from tests.server.conftest import run_fake

@@ -14,10 +14,10 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
+from server.profile_file import ProfileFileError
 from server.profiles import (
     FILE,
     ProfileConflictError,
-    ProfileFileError,
     ProfileNameError,
     ProfileNotFoundError,
     Profiles,
@@ -205,7 +205,7 @@ def test_a_write_that_fails_changes_nothing(profiles):
 
 
 def test_a_file_that_stays_locked(profiles, path, monkeypatch):
-    monkeypatch.setattr("server.profiles._BUSY_S", 0.01)
+    monkeypatch.setattr("server.profile_file._BUSY_S", 0.01)
     profiles.put("brief", BRIEF)
     profiles.close()
     holder = sqlite3.connect(path, isolation_level=None)
@@ -383,6 +383,6 @@ def check_written(path, acknowledged, n_last):
 
 def test_synchronised_to_the_disk(profiles):
     profiles.put("brief", BRIEF)
-    connection = profiles._connection
+    connection = profiles._file._connection
     assert connection.execute("PRAGMA synchronous").fetchone() == (2,)  # FULL
     assert connection.execute("PRAGMA journal_mode").fetchone() == ("wal",)
