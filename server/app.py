@@ -229,8 +229,8 @@ async def running_app(
     async with running_aligner(
         settings, backend=backend, rewards=rewards, observers=[note]
     ) as aligner:
-        replays = Replays(settings.replay_entries, aligner, keeps_texts=settings.replay_texts)
-        aligner.observers.append(replays.note)
+        replays = Replays(settings.replay_entries, keeps_texts=settings.replay_texts)
+        replays.watch(aligner)
         context = Context(settings, aligner, int(time.time()), counted, replays)
         counted.watch(aligner, context.drain)
         background = None

@@ -5,11 +5,10 @@ from __future__ import annotations
 import hashlib
 from collections import Counter, OrderedDict
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 
-from server.alignment import Plan, Served
+from server.alignment import Aligner, Served
 from server.choosing import Group, choose, promise_for
 from server.promise import Promise, Promiser
 from server.schemas import PaletteOptions
@@ -18,18 +17,11 @@ from solver import PaletteError
 
 # An answer keeps the calibration it was made with, megabytes each; those of older ones are let go
 # together with their answers.
-CALIBRATIONS = 4
+CALIBRATIONS = 8
 
 
 class AnswerNotFoundError(Exception):
     """An answer that was never scored here, or is forgotten."""
-
-
-class Coverage(Protocol):
-    """The part of an aligner that says why a calibration does not cover a request."""
-
-    def uncovered(self, plan: Plan) -> list[str]:
-        """Return the reasons; empty when it does."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +30,8 @@ class Entry:
 
     Attributes
     ----------
+    model : str
+        Name of the one that gave it.
     group : Group
     palette : bytes
         Digest of the palette served. Itself, it may be as long as a body.
@@ -56,6 +50,7 @@ class Entry:
     texts : tuple of str, length n_candidates, or None
     """
 
+    model: str
     group: Group
     palette: bytes
     promise: Promise
@@ -96,7 +91,6 @@ class Replays:
     ----------
     max_entries : int
         0 keeps none.
-    coverage : Coverage
     keeps_texts : bool
         Whether the candidates' texts are kept too.
 
@@ -107,9 +101,8 @@ class Replays:
     they are kept, take what all candidates have.
     """
 
-    def __init__(self, max_entries: int, coverage: Coverage, *, keeps_texts: bool = False) -> None:
+    def __init__(self, max_entries: int, *, keeps_texts: bool = False) -> None:
         self.max_entries = max_entries
-        self._coverage = coverage
         self._keeps_texts = keeps_texts
         self._entries: OrderedDict[tuple[str, int], Entry] = OrderedDict()
         self._calibrations: Counter[int] = Counter()
@@ -117,13 +110,17 @@ class Replays:
     def __len__(self) -> int:
         return len(self._entries)
 
-    def note(self, served: Served) -> None:
-        """Keep an answer."""
+    def watch(self, aligner: Aligner) -> None:
+        """Keep what this aligner answers from now on."""
+        aligner.observers.append(lambda served: self._note(served, aligner))
+
+    def _note(self, served: Served, aligner: Aligner) -> None:
         plan, group, options = served.plan, served.group, served.plan.request.palette
         if self.max_entries == 0 or group is None or served.promise is None or options is None:
             return
         texts = tuple(map(answer_text, served.candidates)) if self._keeps_texts else None
         entry = Entry(
+            model=served.model,
             group=group,
             palette=_digest(options),
             promise=served.promise,
@@ -131,7 +128,7 @@ class Replays:
             n_solved=plan.n_candidates if plan.promise is None else plan.promise.n_candidates,
             indices=tuple(candidate.index for candidate in served.candidates),
             picks=served.picks,
-            uncovered=tuple(self._coverage.uncovered(plan)),
+            uncovered=tuple(aligner.uncovered(plan)),
             texts=texts,
         )
         self._entries[plan.request.answer_id, plan.request.prompt_index] = entry

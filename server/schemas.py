@@ -167,6 +167,7 @@ class ReplayReport(ChoiceReport):
 
     id: str
     index: int
+    model: str
     chosen: list[int] = Field(description="Indices of candidates, in order of choice.")
     served: list[int] = Field(description="Indices of those that the answer had.")
     candidates_detail: list[ReplayedCandidate]

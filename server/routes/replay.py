@@ -33,6 +33,7 @@ async def replay_answer(body: ReplayRequest, request: Request, context: InContex
         **choice_report(options, found.promise, outcome, names, calibration, laid.profile),
         id=body.id,
         index=body.index,
+        model=entry.model,
         chosen=[entry.indices[i] for i in found.picks],
         served=[entry.indices[i] for i in entry.picks],
         candidates_detail=_details(entry, found, names),

@@ -98,7 +98,7 @@ async def test_the_same_palette_chooses_what_was_served(running, kind):
             report = await report_of(running, body, PALETTES[kind])
             same(report, body["palette"], texts_of(body))
             assert report["chosen"] == report["served"]
-            assert report["id"] == body["id"]
+            assert (report["id"], report["model"]) == (body["id"], "fake")
 
 
 async def test_also_when_the_solver_has_forgotten(running):
