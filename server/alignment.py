@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -19,19 +19,21 @@ from server.backends.base import (
     UpstreamError,
 )
 from server.calibration import Calibration
-from server.deadline import promise_fewer, wait_for
+from server.choosing import Group, choose, promise_for
+from server.deadline import wait_for
 from server.drawing import Draw
-from server.leaving_out import dispensable, filled, left_out, promise_without, without
+from server.layers import Layers
+from server.leaving_out import dispensable, left_out, promise_without, without
 from server.promise import Promise, Promiser
-from server.reporting import Outcome, palette_report, timing_report
+from server.reporting import Outcome, calibration_report, palette_report, timing_report
 from server.schemas import (
     CalibrationReport,
     PaletteOptions,
     PaletteReport,
+    ProfileReport,
     TimingReport,
 )
 from server.scoring import sample_of
-from solver import tilt
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +57,8 @@ class AlignmentRequest:
         A text, or its token ids, that the model continues without a chat template.
     answer_id : str
         The id of OpenAI's answer object, by which the client can speak of it later.
+    prompt_index : int
+        Which of the answer object's prompts this is.
     """
 
     messages: tuple[Message, ...]
@@ -66,6 +70,7 @@ class AlignmentRequest:
     tools: Tools | None = None
     text: str | tuple[int, ...] | None = None
     answer_id: str = ""
+    prompt_index: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,10 +79,14 @@ class Plan:
 
     Attributes
     ----------
+    request : AlignmentRequest
+        Its palette is the one that holds, with nothing left to look up.
     promise : Promise or None
         None without a palette, and with scope ``answer`` until the candidates are there.
     calibration : Calibration or None
         The one the promise was solved on, should a new one arrive meanwhile.
+    profile : ProfileReport or None
+        The one that the palette lies on.
     """
 
     request: AlignmentRequest
@@ -86,6 +95,14 @@ class Plan:
     promise: Promise | None
     calibration: Calibration | None
     started: float
+    profile: ProfileReport | None = None
+
+    def group(self, rewards: np.ndarray, *, is_lost: bool) -> Group:
+        """Return the scored candidates of this request, to choose among."""
+        request = self.request
+        return Group(
+            rewards, self.n_candidates, is_lost, request.n_choices, request.seed, self.calibration
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,6 +149,10 @@ class Served:
     timing : TimingReport
     report : PaletteReport or None
         None without a palette.
+    group : Group or None
+        The rewards with all else that the choice depends on.
+    found : tuple of str
+        What is known against the promise kept.
     """
 
     model: str
@@ -147,6 +168,8 @@ class Served:
     served_tokens: int
     timing: TimingReport
     report: PaletteReport | None
+    group: Group | None = None
+    found: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,7 +177,8 @@ class _Choice:
     """What was chosen under which promise; empty without a palette."""
 
     promise: Promise | None = None
-    rewards: np.ndarray | None = None
+    group: Group | None = None
+    found: tuple[str, ...] = ()
     picks: np.ndarray = field(default_factory=lambda: np.empty(0, dtype=np.intp))
 
 
@@ -166,10 +190,11 @@ class Aligner:
 
     Attributes
     ----------
+    layers : Layers
     calibration : Calibration or None
         Replaced whole when a new one is ready; requests in flight keep the one they began with.
-    observe : callable, optional
-        Is told of every answer.
+    observers : list of callable
+        Are told of every answer, in order; what one of them raises fails the request.
     """
 
     def __init__(
@@ -178,27 +203,33 @@ class Aligner:
         rewards: RewardSuite,
         promiser: Promiser,
         admission: Admission,
+        layers: Layers,
         calibration: Calibration | None = None,
-        observe: Observer | None = None,
+        observers: Iterable[Observer] = (),
     ) -> None:
         self.backend = backend
         self.rewards = rewards
         self.promiser = promiser
         self.admission = admission
+        self.layers = layers
         self.calibration = calibration
-        self._observe = observe
+        self.observers = list(observers)
 
     async def plan(self, request: AlignmentRequest) -> Plan:
         """Return the request with its prompt rendered and its palette solved.
 
         Raises
         ------
+        PaletteError, ProfileError
+            See `Layers.resolve`.
         PaletteError, InfeasiblePaletteError, CalibrationMissingError
             See `Promiser.on_traffic`.
         PromptError, ContextLengthError
             See `Backend.render` and `Backend.read`.
         """
         started = time.perf_counter()
+        laid = await self.layers.resolve(request.palette)
+        request = replace(request, palette=laid.options)
         calibration, options = self.calibration, request.palette
         promise = None
         n_candidates = request.n_choices
@@ -215,7 +246,7 @@ class Aligner:
             prompt = await self.backend.render(request.messages, request.tools)
         else:
             prompt = await self.backend.read(request.text)
-        return Plan(request, prompt, n_candidates, promise, calibration, started)
+        return Plan(request, prompt, n_candidates, promise, calibration, started, laid.profile)
 
     async def run(self, plan: Plan) -> Aligned:
         """Return the chosen answers of a planned request.
@@ -248,51 +279,29 @@ class Aligner:
             timing = timing_report(plan.started, marks, 0.0)
             return self._served(plan, drawn.finished, candidates, _Choice(), timing, None)
 
-        warnings: list[str] = []
         promise = plan.promise
-        measured, values = rewards, self.promiser.values
-        lost = left_out(measured, values, reasons)
-        rewards = filled(measured, values, lost)
+        lost = left_out(rewards, self.promiser.values, reasons)
         if promise is not None and lost:
             options, promise = await promise_without(
                 self.promiser, options, plan.calibration, promise, lost, plan.request.n_choices
             )
         elif lost:
             options = without(options, lost, len(candidates))
-        is_short = len(candidates) < plan.n_candidates
         is_lost = drawn.is_ended and len(drawn.finished) < plan.n_candidates
-        cause = "failures of the upstream" if is_lost else "the deadline"
-        told = f"{cause} left {len(candidates)} of {plan.n_candidates} candidates"
-        if promise is None:
-            promise = await self.promiser.on_answer(options, rewards, len(candidates))
-            if is_lost:  # a deadline has its own report
-                warnings.append(told)
-        elif is_short:
-            told += (
-                ", and shorter answers come through more easily: levels promised on average may "
-                "not hold"
-            )
-            promise, told = await promise_fewer(
-                self.promiser,
-                options,
-                plan.calibration,
-                promise,
-                len(candidates),
-                plan.request.n_choices,
-                told,
-            )
-            warnings.append(told)
-        log_weights, picks = self._choose(plan, promise, rewards)
+        group = plan.group(rewards, is_lost=is_lost)
+        promise, warnings = await promise_for(group, options, promise, self.promiser)
+        log_weights, picks = choose(group, promise, self.promiser.values)
         timing = timing_report(plan.started, marks, promise.solve_ms)
         report = palette_report(
             options,
             promise,
-            Outcome(candidates, rewards, log_weights, picks, deadline, lost),
-            values,
+            Outcome(candidates, group.known, log_weights, picks, deadline, lost),
+            self.promiser.values,
             self._calibration_report(plan, warnings),
             timing,
+            plan.profile,
         )
-        choice = _Choice(promise, measured, picks)
+        choice = _Choice(promise, group, tuple(warnings), picks)
         return self._served(plan, drawn.finished, candidates, choice, timing, report)
 
     def _served(
@@ -304,31 +313,33 @@ class Aligner:
         timing: TimingReport,
         report: PaletteReport | None,
     ) -> Aligned:
-        """Return the answer, once the observer was told of it; without a promise, all are it."""
+        """Return the answer, once the observers know of it; without a promise, all are it."""
         chosen = [candidates[i] for i in choice.picks] if choice.promise else candidates
         spent = sum(candidate.n_tokens for candidate in finished)
         # Where only the upstream can count the prompt's tokens, the candidates have them.
         n_prompt_tokens = len(plan.prompt.token_ids) or max(
             (candidate.n_prompt_tokens or 0 for candidate in finished), default=0
         )
-        if self._observe is not None:
-            self._observe(
-                Served(
-                    model=self.backend.model_id,
-                    plan=plan,
-                    promise=choice.promise,
-                    candidates=tuple(candidates),
-                    rewards=choice.rewards,
-                    picks=choice.picks,
-                    n_candidates=len(finished),
-                    n_served=len(chosen),
-                    prompt_tokens=n_prompt_tokens,
-                    spent_tokens=spent,
-                    served_tokens=sum(candidate.n_tokens for candidate in chosen),
-                    timing=timing,
-                    report=report,
-                )
-            )
+        group = choice.group
+        served = Served(
+            model=self.backend.model_id,
+            plan=plan,
+            promise=choice.promise,
+            candidates=tuple(candidates),
+            rewards=None if group is None else group.rewards,
+            picks=choice.picks,
+            n_candidates=len(finished),
+            n_served=len(chosen),
+            prompt_tokens=n_prompt_tokens,
+            spent_tokens=spent,
+            served_tokens=sum(candidate.n_tokens for candidate in chosen),
+            timing=timing,
+            report=report,
+            group=group,
+            found=choice.found,
+        )
+        for observe in self.observers:
+            observe(served)
         options = plan.request.palette
         is_told = options is not None and options.report != "none"
         return Aligned(
@@ -363,30 +374,18 @@ class Aligner:
         )
         return drawn
 
-    def _choose(
-        self, plan: Plan, promise: Promise, rewards: np.ndarray
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Return log-weights (n_candidates,) and the indices chosen, from the request's seed."""
-        floors = [promise.palette.floors.get(name, np.nan) for name in self.promiser.values]
-        scale = 1.0 if plan.calibration is None else plan.calibration.pilot.scale
-        mask = tilt.floor_mask(rewards, floors, promise.palette.on_floor, scale)
-        if not mask.any():
-            return np.full(len(rewards), -np.inf), np.empty(0, dtype=np.intp)
-        log_weights = tilt.log_weights(promise.multipliers, rewards, mask)
-        # Another stream than the candidates': they use the seed itself.
-        seed = int(np.random.SeedSequence([plan.request.seed, 1]).generate_state(1, np.uint64)[0])
-        return log_weights, tilt.draw(log_weights, seed, plan.request.n_choices)
-
     def _calibration_report(self, plan: Plan, found: list[str]) -> CalibrationReport:
         """Return what stands behind the promise; `found` is what is known against it already."""
-        calibration, request = plan.calibration, plan.request
-        if request.palette is not None and request.palette.scope == "answer":
-            return CalibrationReport(id=None, prompts=0, valid=True, warnings=found)
-        if calibration is None:
-            warnings = ["no calibration: multipliers are used as given, no level is promised"]
-            return CalibrationReport(id=None, prompts=0, valid=False, warnings=warnings + found)
-        warnings = found + calibration.warnings_for(
-            self.backend.fingerprint, self.rewards.fingerprint, request.sampling
+        options = plan.request.palette
+        scope = "traffic" if options is None else options.scope
+        return calibration_report(plan.calibration, scope, self.uncovered(plan), found)
+
+    def uncovered(self, plan: Plan) -> list[str]:
+        """Return why the calibration does not cover a request; empty when it does."""
+        if plan.calibration is None:
+            return ["no calibration: multipliers are used as given, no level is promised"]
+        warnings = plan.calibration.warnings_for(
+            self.backend.fingerprint, self.rewards.fingerprint, plan.request.sampling
         )
         if plan.prompt.tools is not None:
             warnings.append("tools are not covered: the calibration was sampled without them")
@@ -395,9 +394,4 @@ class Aligner:
                 "a prompt without the chat template is not covered: the calibration was sampled "
                 "with it"
             )
-        return CalibrationReport(
-            id=calibration.id,
-            prompts=calibration.pilot.n_prompts,
-            valid=not warnings,
-            warnings=warnings,
-        )
+        return warnings

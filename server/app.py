@@ -6,7 +6,7 @@ import asyncio
 import functools
 import logging
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -24,10 +24,23 @@ from server.body_limit import BodyLimit
 from server.calibration import default_path, find_calibration
 from server.calibrator import Progress, calibrate
 from server.draining import Lifetime
+from server.layers import Layers
 from server.metrics import Metrics
+from server.profiles import Profiles, open_profiles
 from server.promise import Promiser
 from server.prompts import read_prompts
-from server.routes import chat, completions, health, metrics, models, palette, tradeoffs
+from server.replay import Replays
+from server.routes import (
+    chat,
+    completions,
+    health,
+    metrics,
+    models,
+    palette,
+    profiles,
+    replay,
+    tradeoffs,
+)
 from server.routes.context import CalibrationProgress, Context
 from server.schemas import PaletteOptions
 from server.settings import Settings
@@ -58,31 +71,38 @@ async def running_aligner(
     *,
     backend: Backend | None = None,
     rewards: RewardSuite | None = None,
-    observe: Observer | None = None,
+    observers: Iterable[Observer] = (),
 ) -> AsyncIterator[Aligner]:
-    """Return an aligner with its models loaded and its calibration found; closes both after.
+    """Return an aligner with its models loaded and its calibration found; closes all after.
 
-    `observe` is told of every answer.
+    `observers` are told of every answer.
 
     Raises
     ------
-    RewardConfigError, RewardModelError, ModelLoadError, CalibrationError, PaletteError
+    RewardConfigError, RewardModelError, ModelLoadError, CalibrationError, PaletteError,
+    ProfileError
         Whatever stops a server from starting.
     """
     rewards = rewards or make_rewards(settings)
     backend = backend or make_backend(settings)
+    profiles = open_profiles(settings.state_dir)  # before the models: they take their time to load
     try:
         await backend.start()
         rewards.use_judge(backend)
         await rewards.start()
-        yield make_aligner(settings, backend, rewards, observe)
+        yield make_aligner(settings, backend, rewards, profiles, observers)
     finally:
+        profiles.close()
         await backend.close()
         await rewards.close()
 
 
 def make_aligner(
-    settings: Settings, backend: Backend, rewards: RewardSuite, observe: Observer | None = None
+    settings: Settings,
+    backend: Backend,
+    rewards: RewardSuite,
+    profiles: Profiles,
+    observers: Iterable[Observer] = (),
 ) -> Aligner:
     """Return the aligner of a started backend and started rewards.
 
@@ -92,8 +112,8 @@ def make_aligner(
         When values read log-probabilities that the backend does not report.
     CalibrationError
         For a calibration file that is there and cannot be used.
-    PaletteError
-        For a default palette that makes no sense.
+    PaletteError, ProfileError
+        For operator's floors or a default palette that make no sense.
     """
     blind = sorted(set(rewards.names) - set(rewards.text_only_names))
     if blind and "logprobs" not in backend.features:
@@ -107,8 +127,11 @@ def make_aligner(
         default_candidates=settings.candidates,
         max_candidates=settings.max_candidates,
     )
+    layers = Layers(profiles, promiser, settings.floors)
     if settings.default_palette is not None:
-        promiser.check(PaletteOptions.model_validate(settings.default_palette), n_choices=1)
+        laid = layers.lay(PaletteOptions.model_validate(settings.default_palette))
+        assert laid.options is not None
+        promiser.check(laid.options, n_choices=1)
     calibration = find_calibration(
         settings.calibration,
         calibration_path(settings, backend, rewards),
@@ -118,7 +141,7 @@ def make_aligner(
         rewards_fingerprint=rewards.fingerprint,
     )
     admission = Admission(settings.max_running, settings.max_queue)
-    return Aligner(backend, rewards, promiser, admission, calibration, observe)
+    return Aligner(backend, rewards, promiser, admission, layers, calibration, observers)
 
 
 def calibration_path(settings: Settings, backend: Backend, rewards: RewardSuite) -> Path:
@@ -166,7 +189,9 @@ def create_app(context: Context, keys: tuple[SecretStr, ...]) -> FastAPI:
     """Return the ASGI app of started objects; with keys, it lets in who has one of them."""
     app = FastAPI(title="Palette", summary="What was asked is what is served.", version=VERSION)
     app.state.context = context
-    for module in (chat, completions, models, palette, tradeoffs, health, metrics):
+    for module in (
+        chat, completions, models, palette, profiles, replay, tradeoffs, health, metrics,
+    ):  # fmt: skip
         app.include_router(module.router)
     errors.install(app)
     # The one added last is the outermost.
@@ -203,11 +228,13 @@ async def running_app(
     """
     keys = read_keys(settings)  # before the models: they take their time to load
     counted = Metrics()
-    observe = functools.partial(access.note, metrics=counted)
+    note = functools.partial(access.note, metrics=counted)
     async with running_aligner(
-        settings, backend=backend, rewards=rewards, observe=observe
+        settings, backend=backend, rewards=rewards, observers=[note]
     ) as aligner:
-        context = Context(settings, aligner, created=int(time.time()), metrics=counted)
+        replays = Replays(settings.replay_entries, keeps_texts=settings.replay_texts)
+        replays.watch(aligner)
+        context = Context(settings, aligner, int(time.time()), counted, replays)
         counted.watch(aligner, context.drain)
         background = None
         if aligner.calibration is None:

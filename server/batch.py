@@ -44,7 +44,7 @@ def run_key(
     if palette is not None:
         calibration = aligner.calibration
         record |= {
-            "palette": palette.model_dump(),
+            "palette": palette.model_dump(exclude={"profile"}),  # it is in the rest
             "rewards": aligner.rewards.fingerprint,
             "calibration": calibration.pilot.fingerprint if calibration else None,
         }
@@ -112,6 +112,8 @@ async def generate_file(
     PaletteError, InfeasiblePaletteError, CalibrationMissingError, BackendError, RewardError
         The first failure ends the run; what was answered stays in the file.
     """
+    # Looked up once: lines of two versions of a profile must not mix.
+    palette = (await aligner.layers.resolve(palette)).options
     key = run_key(aligner, prompts, palette, sampling, seed)
     have = answered(out, key, len(prompts))
     waiting = iter([index for index in range(len(prompts)) if index not in have])

@@ -6,14 +6,20 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from pydantic import ValidationError
 
-from server import cli_rewards, cli_solver
+from server import cli_profiles, cli_rewards, cli_solver
 from server.backends.base import ModelLoadError
 from server.backends.vllm_options import parse_options
-from server.cli_support import BAD_USAGE, FAILED, Seed, fail, json_option, run
-from server.schemas import PaletteOptions
-from server.settings import Settings, SettingsError, load_settings
+from server.cli_support import (
+    BAD_USAGE,
+    FAILED,
+    Seed,
+    fail,
+    json_option,
+    palette_option,
+    run,
+    settings_of,
+)
 
 app = typer.Typer(
     name="palette",
@@ -46,6 +52,7 @@ for command in (
 ):
     app.command()(command)
 app.add_typer(cli_rewards.app, name="rewards")
+app.add_typer(cli_profiles.app)
 
 
 def main() -> None:
@@ -114,7 +121,7 @@ def serve(
     Example: `palette serve --model Qwen/Qwen3-8B --port 9000 --tensor-parallel-size 2`
     """
     default_palette = None if palette is None else json_option("--palette", palette)
-    settings = _settings(
+    settings = settings_of(
         model=model,
         rewards=rewards,
         calibration=calibration,
@@ -174,7 +181,7 @@ def calibrate(
 
     Example: `palette calibrate --prompts my-prompts.jsonl --candidates 32`
     """
-    settings = _settings(
+    settings = settings_of(
         model=model,
         rewards=rewards,
         device=device,
@@ -217,8 +224,8 @@ def generate(
     Example: `palette generate prompts.jsonl --out answers.jsonl --palette
     '{"targets": {"helpful": {"quantile": 0.7}}}'`
     """
-    options = _palette(palette)
-    settings = _settings(
+    options = palette_option(palette)
+    settings = settings_of(
         model=model,
         rewards=rewards,
         calibration=calibration,
@@ -252,17 +259,10 @@ def score(
 
     Example: `palette score answers.jsonl --out scores.jsonl`
     """
-    settings = _settings(model=model, rewards=rewards, rewards_device=device)
+    settings = settings_of(model=model, rewards=rewards, rewards_device=device)
     from server import jobs
 
     run(jobs.score_to_file(settings, file, out))
-
-
-def _settings(**given: Any) -> Settings:
-    try:
-        return load_settings(**given)
-    except SettingsError as error:
-        fail(str(error), BAD_USAGE)
 
 
 def _engine_options(arguments: list[str]) -> dict[str, Any] | None:
@@ -270,15 +270,3 @@ def _engine_options(arguments: list[str]) -> dict[str, Any] | None:
         return parse_options(arguments) or None
     except ModelLoadError as error:
         fail(str(error), BAD_USAGE)
-
-
-def _palette(text: str) -> PaletteOptions | None:
-    value = json_option("--palette", text)
-    if value is None:
-        return None
-    try:
-        return PaletteOptions.model_validate(value)
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        fail(f"--palette: {where}: {first['msg']}", BAD_USAGE)

@@ -10,6 +10,10 @@ from collections.abc import Callable, Coroutine
 from typing import Annotated, Any, NoReturn, TypeVar
 
 import typer
+from pydantic import ValidationError
+
+from server.schemas import PaletteOptions
+from server.settings import Settings, SettingsError, load_settings
 
 T = TypeVar("T")
 
@@ -26,6 +30,27 @@ def json_option(name: str, text: str) -> Any:
         return json.loads(text)
     except ValueError as error:
         fail(f"{name} is no JSON ({error}); quote it for the shell: '{{\"a\": 1}}'", BAD_USAGE)
+
+
+def palette_option(text: str) -> PaletteOptions | None:
+    """Return the palette that the text of ``--palette`` means, or end with the remedy."""
+    value = json_option("--palette", text)
+    if value is None:
+        return None
+    try:
+        return PaletteOptions.model_validate(value)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        fail(f"--palette: {where}: {first['msg']}", BAD_USAGE)
+
+
+def settings_of(**given: Any) -> Settings:
+    """Return the settings of a command's options, None for those not given, or end."""
+    try:
+        return load_settings(**given)
+    except SettingsError as error:
+        fail(str(error), BAD_USAGE)
 
 
 def run(work: Coroutine[Any, Any, T]) -> T:

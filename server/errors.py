@@ -27,7 +27,15 @@ from server.backends.base import (
 )
 from server.calibration import CalibrationMissingError
 from server.draining import DrainingError, RequestTimeoutError
+from server.profile_file import ProfileError
+from server.profiles import (
+    ProfileConflictError,
+    ProfileInUseError,
+    ProfileNameError,
+    ProfileNotFoundError,
+)
 from server.promise import InfeasiblePaletteError
+from server.replay import AnswerNotFoundError
 from server.request_id import current_request
 from solver import PaletteError, PilotError, SolverError, UnknownValueError
 
@@ -94,6 +102,12 @@ _TABLE: tuple[tuple[type[Exception], int, str, str | None], ...] = (
     (PaletteError, 400, "invalid_request_error", "invalid_palette"),
     (PilotError, 400, "invalid_request_error", "invalid_palette"),
     (ModelNotFoundError, 404, "invalid_request_error", "model_not_found"),
+    (AnswerNotFoundError, 404, "invalid_request_error", "answer_not_found"),
+    (ProfileNotFoundError, 404, "invalid_request_error", "profile_not_found"),
+    (ProfileNameError, 400, "invalid_request_error", "invalid_value"),
+    (ProfileConflictError, 409, "invalid_request_error", "version_conflict"),
+    (ProfileInUseError, 409, "invalid_request_error", "profile_in_use"),
+    (ProfileError, 500, "server_error", "profiles_failed"),
     (BodyTooLargeError, 413, "invalid_request_error", "body_too_large"),
     (BodyTooComplexError, 400, "invalid_request_error", "body_too_complex"),
     (ContextLengthError, 400, "invalid_request_error", "context_length_exceeded"),
@@ -196,6 +210,9 @@ _params: dict[type[Exception], str] = {
     CalibrationMissingError: "palette.targets",
     PilotError: "palette.candidates",
     ModelNotFoundError: "model",
+    AnswerNotFoundError: "id",
+    ProfileNameError: "name",
+    ProfileConflictError: "expected_version",
     ContextLengthError: "messages",
     PromptError: "messages",
 }

@@ -17,6 +17,8 @@ from server.batch import OutputError, generate_file
 from server.calibration import CalibrationError, CalibrationMissingError
 from server.calibrator import calibrate
 from server.cli_support import BAD_USAGE, FAILED, INFEASIBLE
+from server.profile_file import ProfileError
+from server.profiles import ProfileNameError
 from server.promise import InfeasiblePaletteError
 from server.prompts import PromptsError, parse_prompt, read_prompts
 from server.schemas import PaletteOptions
@@ -24,13 +26,14 @@ from server.settings import Settings
 from server.threads import share_cores
 from solver import PaletteError, PilotError, SolverError
 
-_USAGE_ERRORS = (PaletteError, PilotError, PromptsError, OutputError)
+_USAGE_ERRORS = (PaletteError, PilotError, PromptsError, OutputError, ProfileNameError)
 _RUN_ERRORS = (
     BackendError,
     RewardError,
     SolverError,
     CalibrationError,
     CalibrationMissingError,
+    ProfileError,
     OSError,
 )
 

@@ -42,12 +42,6 @@ def left_out(
     }
 
 
-def filled(rewards: np.ndarray, values: Sequence[str], lost: Collection[str]) -> np.ndarray:
-    """Return the rewards with the columns of lost values 0, where no multiplier sees them."""
-    is_lost = [name in lost for name in values]
-    return np.where(is_lost, 0.0, rewards)
-
-
 def without(options: PaletteOptions, lost: Collection[str], n_candidates: int) -> PaletteOptions:
     """Return the palette without lost values, for as many candidates as there are.
 

@@ -77,8 +77,11 @@ def palette_of(options: PaletteOptions) -> Palette:
     Raises
     ------
     PaletteError
-        For targets that are none.
+        For targets that are none, and for a profile that nobody has looked up.
     """
+    if options.profile is not None:
+        msg = "a profile has no place here: give its targets themselves"
+        raise PaletteError(msg, param="profile")
     return Palette(options.targets, floors=options.floors, on_floor=options.on_floor)
 
 
@@ -172,7 +175,7 @@ class Promiser:
         )
 
     def check(self, options: PaletteOptions, n_choices: int) -> int:
-        """Return N of a palette to be solved on the answer, once it is known to make sense.
+        """Return N of a palette, once it is known to make sense without solving it.
 
         Raises
         ------
@@ -180,7 +183,8 @@ class Promiser:
         """
         palette_of(options).check_values(self.values)
         for name, target in options.targets.items():
-            if isinstance(target, dict) and target.get("of") == "traffic":
+            is_pooled = isinstance(target, dict) and target.get("of") == "traffic"
+            if is_pooled and options.scope == "answer":
                 msg = (
                     f'{name}: a quantile of traffic says nothing about one answer; leave "of" '
                     'out, or use "scope": "traffic"'

@@ -5,10 +5,12 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
 from server.backends.base import Candidate
+from server.calibration import Calibration
 from server.promise import Promise
 from server.schemas import (
     CalibrationReport,
@@ -17,6 +19,7 @@ from server.schemas import (
     Level,
     PaletteOptions,
     PaletteReport,
+    ProfileReport,
     TimingReport,
 )
 from server.scoring import answer_text
@@ -54,8 +57,26 @@ def palette_report(
     names: Sequence[str],
     calibration: CalibrationReport,
     timing: TimingReport,
+    profile: ProfileReport | None = None,
 ) -> PaletteReport:
     """Return the report of one answered request; `names` are the values in order."""
+    return PaletteReport(
+        **choice_report(options, promise, outcome, names, calibration, profile),
+        timing_ms=timing,
+        deadline=outcome.deadline,
+        candidates_detail=_details(outcome, names) if options.report == "full" else None,
+    )
+
+
+def choice_report(
+    options: PaletteOptions,
+    promise: Promise,
+    outcome: Outcome,
+    names: Sequence[str],
+    calibration: CalibrationReport,
+    profile: ProfileReport | None = None,
+) -> dict[str, Any]:
+    """Return the fields of `ChoiceReport`; of the candidates it needs the rewards alone."""
     rewards, log_weights, picks = outcome.rewards, outcome.log_weights, outcome.picks
     is_served = len(picks) > 0
     solution = promise.solution
@@ -80,23 +101,46 @@ def palette_report(
             for i, name in enumerate(names)
             if name not in outcome.left_out
         }
-    return PaletteReport(
-        status=promise.status,
-        scope=options.scope,
-        targets=targets,
-        multipliers={name: float(promise.multipliers[i]) for i, name in enumerate(names)},
-        expected=expected,
-        realised=_known(names, rewards[picks].mean(axis=0), outcome) if is_served else {},
-        limited_by="max_kl" if solution is not None and solution.limited_by else None,
-        candidates=len(outcome.candidates),
-        ess=float(tilt.ess(log_weights)) if is_served else 0.0,
-        kl=float(tilt.kl(log_weights)) if is_served else 0.0,
-        calibration=calibration,
-        timing_ms=timing,
-        repair=promise.repair,
-        deadline=outcome.deadline,
-        left_out=outcome.left_out or None,
-        candidates_detail=_details(outcome, names) if options.report == "full" else None,
+    return {
+        "status": promise.status,
+        "scope": options.scope,
+        "profile": profile,
+        "targets": targets,
+        "multipliers": {name: float(promise.multipliers[i]) for i, name in enumerate(names)},
+        "expected": expected,
+        "realised": _known(names, rewards[picks].mean(axis=0), outcome) if is_served else {},
+        "limited_by": "max_kl" if solution is not None and solution.limited_by else None,
+        "candidates": len(rewards),
+        "ess": float(tilt.ess(log_weights)) if is_served else 0.0,
+        "kl": float(tilt.kl(log_weights)) if is_served else 0.0,
+        "calibration": calibration,
+        "repair": promise.repair,
+        "left_out": outcome.left_out or None,
+    }
+
+
+def calibration_report(
+    calibration: Calibration | None, scope: str, uncovered: Sequence[str], found: Sequence[str]
+) -> CalibrationReport:
+    """Return what stands behind a promise of this scope.
+
+    Parameters
+    ----------
+    calibration : Calibration or None
+    scope : {"traffic", "answer"}
+    uncovered : sequence of str
+        Why the calibration does not cover the request: no matter of a promise on the answer.
+    found : sequence of str
+        What is known against the promise anyway.
+    """
+    if scope == "answer":
+        return CalibrationReport(id=None, prompts=0, valid=True, warnings=list(found))
+    warnings = [*found, *uncovered]
+    return CalibrationReport(
+        id=None if calibration is None else calibration.id,
+        prompts=0 if calibration is None else calibration.pilot.n_prompts,
+        valid=not warnings,
+        warnings=warnings,
     )
 
 

@@ -62,6 +62,11 @@ class PaletteOptions(_Request):
         "the candidates that are finished and scored; the first that comes when none is.",
     )
     report: Literal["none", "summary", "full"] = "summary"
+    profile: Name | None = Field(
+        default=None,
+        description="A stored palette, which this one lies over: targets value by value, of two "
+        "floors the higher, any other field where it is given.",
+    )
 
 
 class Level(BaseModel):
@@ -110,17 +115,25 @@ class DeadlineReport(BaseModel):
     met: bool = Field(description="False when there was nothing to serve yet at the deadline.")
 
 
-class PaletteReport(BaseModel):
-    """What was promised, what is expected, what was delivered."""
+class ProfileReport(BaseModel):
+    """The stored palette that a palette lies on."""
+
+    name: str
+    version: int
+
+
+class ChoiceReport(BaseModel):
+    """What was promised, and what the choice among the candidates gives."""
 
     status: Literal["met", "repaired", "best_effort"]
     scope: Literal["traffic", "answer"]
+    profile: ProfileReport | None = None
     targets: dict[str, float | tuple[float, float]] = Field(
         description="Levels in reward units that the served distribution meets."
     )
     multipliers: dict[str, float]
     expected: dict[str, Level]
-    realised: dict[str, float] = Field(description="Mean reward of the answers in `choices`.")
+    realised: dict[str, float] = Field(description="Mean reward of the answers chosen.")
     limited_by: Literal["max_kl"] | None = Field(
         default=None,
         description="What keeps `targets` short of the palette: its KL budget, or nothing.",
@@ -129,15 +142,84 @@ class PaletteReport(BaseModel):
     ess: float = Field(description="Effective number of candidates of this request.")
     kl: float = Field(description="KL of this request's choice from a uniform one, in nats.")
     calibration: CalibrationReport
-    timing_ms: TimingReport
     repair: dict[str, Any] | None = None
-    deadline: DeadlineReport | None = None
     left_out: dict[str, str] | None = Field(
         default=None,
         description="Values that could not be scored, and why: those without a target or floor, "
         "and optional targets, which the promise then does without.",
     )
+
+
+class PaletteReport(ChoiceReport):
+    """What was promised, what is expected, what was delivered."""
+
+    timing_ms: TimingReport
+    deadline: DeadlineReport | None = None
     candidates_detail: list[CandidateReport] | None = None
+
+
+class ReplayedCandidate(BaseModel):
+    """One candidate of an earlier answer."""
+
+    index: int
+    rewards: dict[str, float]
+    weight: float
+    chosen: bool = Field(description="By the palette of the replay.")
+    served: bool = Field(description="By the palette of the answer.")
+    text: str | None = Field(description="Null unless the operator keeps texts.")
+
+
+class ReplayReport(ChoiceReport):
+    """What another palette would have chosen from the candidates of an earlier answer."""
+
+    id: str
+    index: int
+    model: str
+    chosen: list[int] = Field(description="Indices of candidates, in order of choice.")
+    served: list[int] = Field(description="Indices of those that the answer had.")
+    candidates_detail: list[ReplayedCandidate]
+    solve_ms: float
+
+
+class ReplayRequest(_Request):
+    """Body of ``POST /v1/palette/replay``."""
+
+    id: Name = Field(description="Of a chat or text completion.")
+    index: int = Field(
+        default=0, ge=0, description="Which prompt of a text completion that had several."
+    )
+    palette: PaletteOptions
+
+
+class ProfileRequest(_Request):
+    """Body of ``PUT /v1/palette/profiles/{name}``."""
+
+    palette: PaletteOptions
+    description: str = Field(default="", max_length=1000)
+    expected_version: int | None = Field(
+        default=None,
+        ge=0,
+        description="Write only if this is the newest version; 0: only if there is none.",
+    )
+
+
+class ProfileAnswer(BaseModel):
+    """One version of a stored palette."""
+
+    object: Literal["palette.profile"] = "palette.profile"
+    name: str
+    version: int
+    palette: dict[str, Any] | None = Field(description="As it was written; null: deleted.")
+    description: str
+    created: str
+    deleted: bool
+
+
+class ProfileList(BaseModel):
+    """Stored palettes, or the versions of one."""
+
+    object: Literal["list"] = "list"
+    data: list[ProfileAnswer]
 
 
 class SolveRequest(_Request):

@@ -16,6 +16,7 @@ from server.app import running_app
 from server.backends.base import BackendError
 from server.calibration import CalibrationError
 from server.draining import Drain
+from server.profile_file import ProfileError
 from server.request_id import RequestIdFilter
 from server.routes.context import Context
 from server.settings import Settings, SettingsError
@@ -26,7 +27,7 @@ logger = logging.getLogger("palette")
 
 # What stops a start for a reason the operator can mend.
 START_ERRORS = (
-    SettingsError, RewardError, BackendError, CalibrationError, PaletteError, OSError,
+    SettingsError, RewardError, BackendError, CalibrationError, PaletteError, ProfileError, OSError,
 )  # fmt: skip
 
 # Loggers that say nothing of texts. Those of libraries are kept at warnings: at debug, an HTTP

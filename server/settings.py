@@ -173,13 +173,18 @@ class Settings(BaseSettings):
     )
     state_dir: Path = Field(
         default_factory=lambda: Path(platformdirs.user_data_dir("palette", appauthor=False)),
-        description="Where calibrations are kept.",
+        description="Where calibrations and profiles are kept.",
     )
 
     # what a request gets when it does not say
     default_palette: dict[str, Any] | None = Field(
         default=None,
         description="Palette (JSON) of requests that bring none; a request's `null` means none.",
+    )
+    floors: dict[str, Annotated[float, Field(allow_inf_nan=False)]] = Field(
+        default_factory=dict,
+        description="Value name -> lowest reward (JSON) of any answer that is served; no request "
+        "and no profile can lower it, and with it requests without a palette are scored too.",
     )
     candidates: int = Field(default=16, ge=1, description="N of a palette that does not say.")
     temperature: float = Field(default=1.0, ge=0, le=2, description="OpenAI's default is 1.")
@@ -221,6 +226,15 @@ class Settings(BaseSettings):
         gt=0,
         description="Seconds a request may take as a whole; then it is cancelled with 504.",
     )
+
+    # what is remembered of answers
+    replay_entries: int = Field(
+        default=1000,
+        ge=0,
+        description="Answers whose candidates' rewards are kept in memory for "
+        "`/v1/palette/replay`, the oldest forgotten first; 0 keeps none.",
+    )
+    replay_texts: bool = Field(default=False, description="Keep the texts of those candidates too.")
 
     # who may come in
     api_keys: Annotated[tuple[SecretStr, ...], NoDecode] = Field(

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from typer.core import TyperGroup as Group
 from typer.main import get_command
 
 from rewards import load_rewards
@@ -19,7 +20,17 @@ from server import embedded
 from server.cli import app
 from server.openai_requests import ChatCompletionRequest
 from server.prompts import read_prompts
-from server.routes import chat, completions, health, metrics, models, palette, tradeoffs
+from server.routes import (
+    chat,
+    completions,
+    health,
+    metrics,
+    models,
+    palette,
+    profiles,
+    replay,
+    tradeoffs,
+)
 from server.schemas import PaletteOptions
 from server.settings import PREFIX, Settings
 from solver import Palette
@@ -87,11 +98,15 @@ def commands():
 
 @pytest.mark.parametrize("words", commands())
 def test_commands_and_options_exist(words):
-    known = get_command(app).commands
-    assert words[0] in known
+    command = get_command(app)
+    for word in words:
+        if not isinstance(command, Group):
+            break
+        assert word in command.commands
+        command = command.commands[word]
     options = {
         name
-        for parameter in known[words[0]].params
+        for parameter in command.params
         for name in [*parameter.opts, *parameter.secondary_opts]
     }
     assert {word.split("=")[0] for word in words if word.startswith("--")} <= options | {"--help"}
@@ -156,7 +171,9 @@ def test_routes_are_there():
     told = README.split("| route |")[1].split("\n\n")[0]
     listed = {path.split("[")[0] for path in re.findall(r"(/[\w/]+)", told)}
     served = {"/docs"}
-    for module in (chat, completions, health, metrics, models, palette, tradeoffs):
+    for module in (
+        chat, completions, health, metrics, models, palette, profiles, replay, tradeoffs,
+    ):  # fmt: skip
         served |= {route.path.split("/{")[0] for route in module.router.routes}
     assert served <= listed
 

@@ -14,6 +14,7 @@ from server.openai_requests import ChatCompletionRequest
 from server.routes.chat_answer import chunks, completion
 from server.routes.context import Context, InContext, until_client_leaves
 from server.routes.parsing import chat_request, check_model
+from server.routes.profiles import with_profile
 from server.streaming import streamed
 
 router = APIRouter(tags=["OpenAI"])
@@ -24,9 +25,10 @@ async def create_chat_completion(
     body: ChatCompletionRequest, request: Request, context: InContext
 ) -> Response:
     """Answer a conversation under a palette."""
+    head = identity("chatcmpl", body.model, context)
+    body = await with_profile(body, context)
     check_model(body.model, context)
     aligner = context.aligner
-    head = identity("chatcmpl", body.model, context)
     # Whatever can be refused is refused here, before a stream's status 200 is on its way.
     wanted = chat_request(body, context, head["id"])
     plan = await until_client_leaves(request, aligner.plan(wanted))

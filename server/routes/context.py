@@ -13,6 +13,7 @@ from server.alignment import Aligner
 from server.draining import Drain
 from server.errors import ClientLeftError
 from server.metrics import Metrics
+from server.replay import Replays
 from server.settings import Settings
 
 T = TypeVar("T")
@@ -45,6 +46,7 @@ class Context:
     aligner: Aligner
     created: int
     metrics: Metrics
+    replays: Replays
     drain: Drain = field(default_factory=Drain)
     calibrating: CalibrationProgress = field(default_factory=CalibrationProgress)
 

@@ -8,14 +8,15 @@ from fastapi import APIRouter
 
 from server.routes.context import Context, InContext
 from server.routes.parsing import check_model
+from server.routes.profiles import model_names
 
 router = APIRouter(tags=["OpenAI"])
 
 
-def _model(context: Context) -> dict[str, Any]:
+def _model(context: Context, name: str) -> dict[str, Any]:
     backend = context.aligner.backend
     return {
-        "id": backend.model_id,
+        "id": name,
         "object": "model",
         "created": context.created,
         "owned_by": "palette",
@@ -25,12 +26,14 @@ def _model(context: Context) -> dict[str, Any]:
 
 @router.get("/v1/models")
 async def list_models(context: InContext) -> dict[str, Any]:
-    """Return the models served here."""
-    return {"object": "list", "data": [_model(context)]}
+    """Return the models served here, alone and with each profile."""
+    names = await model_names(context)
+    return {"object": "list", "data": [_model(context, name) for name in names]}
 
 
 @router.get("/v1/models/{name:path}")
 async def retrieve_model(name: str, context: InContext) -> dict[str, Any]:
     """Return one model."""
-    check_model(name, context)
-    return _model(context)
+    if name not in await model_names(context):
+        check_model(name, context)
+    return _model(context, name)

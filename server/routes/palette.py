@@ -54,7 +54,9 @@ async def list_values(context: InContext) -> dict[str, Any]:
 async def solve_palette(body: SolveRequest, request: Request, context: InContext) -> dict[str, Any]:
     """Return multipliers and expected levels of a palette, without generating anything."""
     aligner = context.aligner
-    options = body.palette
+    laid = await until_client_leaves(request, aligner.layers.resolve(body.palette))
+    options = laid.options
+    assert options is not None
     if options.scope == "answer":
         msg = "scope `answer` is solved on the candidates of a request: there are none here"
         raise PaletteError(msg, param="scope")
@@ -85,6 +87,7 @@ async def solve_palette(body: SolveRequest, request: Request, context: InContext
         del found["solution"]
     return {
         **solution.to_dict(),
+        "profile": laid.profile,
         "prices": found,
         "status": promise.status if promise.repair else promise.solution.status.value,
         "repaired": promise.repair,

@@ -85,6 +85,7 @@ def completion_requests(
                 top_logprobs=body.logprobs or 0,
                 text=text,
                 answer_id=answer_id,
+                prompt_index=index,
             ),
             context.aligner.backend,
             wants_logprobs=body.logprobs is not None,

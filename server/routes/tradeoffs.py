@@ -32,7 +32,10 @@ async def trace_frontier(
 ) -> dict[str, Any]:
     """Return the trade-off curve of two values, the others held, with the price of each point."""
     calibration, began = _calibration(context), time.perf_counter()
-    options = body.palette
+    options = (
+        await until_client_leaves(request, context.aligner.layers.resolve(body.palette))
+    ).options
+    assert options is not None
     if options.scope == "answer" or options.candidates == "auto":
         msg = "a frontier is that of the traffic at one N: give `candidates` as a number, no scope"
         raise PaletteError(msg, param="candidates")
