@@ -18,7 +18,7 @@ from server.backends.base import (
     Tools,
     UpstreamError,
 )
-from server.calibration import Calibration
+from server.calibration import Calibration, system_of
 from server.deadline import promise_fewer, wait_for
 from server.drawing import Draw
 from server.promise import Promise, Promiser
@@ -30,6 +30,7 @@ from server.schemas import (
     TimingReport,
 )
 from server.scoring import sample_of
+from server.shelf import Shelf
 from solver import tilt
 
 
@@ -161,12 +162,12 @@ Observer = Callable[[Served], None]
 
 
 class Aligner:
-    """Serves aligned answers from a backend, rewards and a calibration.
+    """Serves aligned answers from a backend, rewards and calibrations.
 
     Attributes
     ----------
-    calibration : Calibration or None
-        Replaced whole when a new one is ready; requests in flight keep the one they began with.
+    shelf : Shelf
+        Calibrations; requests in flight keep the one they began with.
     observe : callable, optional
         Is told of every answer.
     """
@@ -177,15 +178,24 @@ class Aligner:
         rewards: RewardSuite,
         promiser: Promiser,
         admission: Admission,
-        calibration: Calibration | None = None,
+        shelf: Shelf | None = None,
         observe: Observer | None = None,
     ) -> None:
         self.backend = backend
         self.rewards = rewards
         self.promiser = promiser
         self.admission = admission
-        self.calibration = calibration
+        self.shelf = shelf or Shelf()
         self._observe = observe
+
+    @property
+    def calibration(self) -> Calibration | None:
+        """The calibration of a request that leaves all to the server; assigned, the only one."""
+        return self.shelf.default
+
+    @calibration.setter
+    def calibration(self, only: Calibration | None) -> None:
+        self.shelf = Shelf.of(only)
 
     async def plan(self, request: AlignmentRequest) -> Plan:
         """Return the request with its prompt rendered and its palette solved.
@@ -193,12 +203,14 @@ class Aligner:
         Raises
         ------
         PaletteError, InfeasiblePaletteError, CalibrationMissingError
-            See `Promiser.on_traffic`.
+            See `Promiser.on_traffic` and `Shelf.choose`.
         PromptError, ContextLengthError
             See `Backend.render` and `Backend.read`.
         """
         started = time.perf_counter()
-        calibration, options = self.calibration, request.palette
+        options = request.palette
+        name = None if options is None else options.calibration
+        calibration = self.shelf.choose(request.sampling, request.messages, name)
         promise = None
         n_candidates = request.n_choices
         if options is not None:
@@ -366,7 +378,10 @@ class Aligner:
             warnings = ["no calibration: multipliers are used as given, no level is promised"]
             return CalibrationReport(id=None, prompts=0, valid=False, warnings=warnings + found)
         warnings = found + calibration.warnings_for(
-            self.backend.fingerprint, self.rewards.fingerprint, request.sampling
+            self.backend.fingerprint,
+            self.rewards.fingerprint,
+            request.sampling,
+            system_of(request.messages),
         )
         if plan.prompt.tools is not None:
             warnings.append("tools are not covered: the calibration was sampled without them")

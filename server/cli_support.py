@@ -7,9 +7,12 @@ import json
 import logging
 import sys
 from collections.abc import Callable, Coroutine
+from pathlib import Path
 from typing import Annotated, Any, NoReturn, TypeVar
 
 import typer
+
+from server.settings import Settings, SettingsError, load_settings
 
 T = TypeVar("T")
 
@@ -17,6 +20,10 @@ T = TypeVar("T")
 FAILED, BAD_USAGE, INFEASIBLE = 1, 2, 3
 
 Seed = Annotated[int, typer.Option(min=0, help="Same seed, same answers.")]
+Model = Annotated[
+    str | None, typer.Option(help="Local folder or hub name; by default the embedded model.")
+]
+Rewards = Annotated[Path | None, typer.Option(help="YAML file of values.", dir_okay=False)]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
@@ -26,6 +33,14 @@ def json_option(name: str, text: str) -> Any:
         return json.loads(text)
     except ValueError as error:
         fail(f"{name} is no JSON ({error}); quote it for the shell: '{{\"a\": 1}}'", BAD_USAGE)
+
+
+def settings_of(**given: Any) -> Settings:
+    """Return the settings; an option that is None counts as not given."""
+    try:
+        return load_settings(**given)
+    except SettingsError as error:
+        fail(str(error), BAD_USAGE)
 
 
 def run(work: Coroutine[Any, Any, T]) -> T:

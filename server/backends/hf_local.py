@@ -117,6 +117,8 @@ class HfLocalBackend(Backend):
         self.fingerprint = outcome.fingerprint
         self.max_context = outcome.max_context
         self.n_vocab = outcome.n_vocab
+        self.revision = outcome.commit
+        self.chat_template = outcome.chat_template
 
     @override
     async def close(self) -> None:

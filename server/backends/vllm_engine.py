@@ -179,6 +179,7 @@ class VllmEngineBackend(Backend):
         self.n_vocab = text.n_vocab
         self._text = replace(text, max_context=self.max_context)
         self.fingerprint = text.fingerprint
+        self.revision, self.chat_template = text.commit, text.chat_template
 
     @override
     async def close(self) -> None:

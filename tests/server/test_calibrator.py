@@ -11,9 +11,8 @@ import pytest
 
 from rewards import Message, RewardError, ScoringError
 from server import embedded
-from server.app import calibration_path
 from server.backends.base import BackendError, PromptError, SamplingSettings
-from server.calibration import CalibrationError, load_calibration
+from server.calibration import CalibrationError, folder_of, load_calibration
 from server.calibrator import FEWEST_PROMPTS, calibrate
 from tests.server.conftest import run_fake
 from tests.server.fakes import FakeBackend, lexical_rewards
@@ -235,8 +234,7 @@ async def test_server_calibrates_itself(tmp_path, self_calibrating):
         told = await background(running)
         assert (told["state"], told["done"], told["total"]) == ("done", 20, 20)
         report = (await running.chat(palette=SHORT)).json()["palette"]
-        aligner = running.context.aligner
-        path = calibration_path(self_calibrating, aligner.backend, aligner.rewards)
+        (path,) = folder_of(self_calibrating.state_dir).iterdir()
     assert report["calibration"]["valid"]
     assert report["calibration"]["prompts"] == 20
     assert load_calibration(path).id == report["calibration"]["id"]

@@ -14,6 +14,7 @@ import subprocess
 import sys
 import time
 from contextlib import contextmanager
+from pathlib import Path
 
 import httpx
 import pytest
@@ -128,7 +129,8 @@ def test_busy_server_stops_too():
             _, rest = process.communicate(timeout=60)
     assert process.returncode == 0
     assert "Traceback" not in rest
-    assert not os.path.exists(os.environ["PALETTE_STATE_DIR"])
+    left = [path for path in Path(os.environ["PALETTE_STATE_DIR"]).rglob("*") if path.is_file()]
+    assert [path.name.partition(".npz")[2] for path in left] == [".partial"]
 
 
 # serve, where it does not start
