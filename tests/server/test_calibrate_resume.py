@@ -198,7 +198,8 @@ async def test_two_at_once_do_not_mix(tmp_path):
         first = asyncio.create_task(run(backend, rewards, tmp_path / "state"))
         await until(lambda: backend.n_started > 0)
         with pytest.raises(CalibrationError, match="another process"):
-            await run(backend, rewards, tmp_path / "state")
+            async with asyncio.timeout(20):
+                await run(backend, rewards, tmp_path / "state")
         backend.released.set()
         made, _ = await first
     same(made, await whole(tmp_path))
@@ -340,6 +341,7 @@ async def test_killed_at_each_step_that_makes_it_durable(tmp_path, settings):
     """Before the first fsync, before the second, ... until it is not killed any more."""
     first = await make(settings.state_dir, 0)
     reference = await make(tmp_path / "reference", 1)
+    most = 0
     with nursery() as children:
         for step in range(100):
             code = children.calibrate_in_child(settings.state_dir, 1, die_at=step)
@@ -349,6 +351,10 @@ async def test_killed_at_each_step_that_makes_it_durable(tmp_path, settings):
             if code == 0:
                 break
             assert code == -9
+            # What was done is in the journal until it is in the calibration.
+            done = n_done(settings.state_dir)
+            assert done >= most or reference.id in kept
+            most = done
             for path in folder_of(settings.state_dir).glob("*.npz"):
                 if load_calibration(path).id == reference.id:
                     path.unlink()  # so that the next run ends in a save again

@@ -290,6 +290,19 @@ async def test_server_that_stops_does_not_finish_its_calibration(tmp_path, self_
     assert not list(tmp_path.rglob("*.npz"))
 
 
+async def test_next_start_continues_what_the_last_one_began(tmp_path, self_calibrating):
+    backend = FakeBackend()
+    backend.permits = asyncio.Semaphore(8 * 7)  # those of seven prompts, four at a time
+    async with run_fake(tmp_path, self_calibrating, backend, is_calibrated=False) as running:
+        await until(lambda: running.context.calibrating.done >= 3)
+    async with run_fake(tmp_path, self_calibrating, is_calibrated=False) as running:
+        await until(lambda: running.context.calibrating.state == "done")
+        report = (await running.chat(palette=SHORT)).json()["palette"]
+        assert running.backend.n_started <= 17 + 1
+    assert report["calibration"]["valid"]
+    assert report["calibration"]["prompts"] == 20
+
+
 async def test_no_calibration_when_the_operator_wants_none(tmp_path, self_calibrating, caplog):
     ours = self_calibrating.model_copy(update={"calibrate_at_start": False})
     async with run_fake(tmp_path, ours, is_calibrated=False) as running:
