@@ -44,6 +44,7 @@ class PromptRecorder:
         self._path = path
         self._full_bytes = full_bytes
         self._file = _open(path)
+        logger.warning("prompts of served requests are written to %s", path)
         self._lines: queue.Queue[bytes | None] = queue.Queue(_WAITING)
         self._is_behind = False
         self._thread = threading.Thread(target=self._write, name="record prompts", daemon=True)
