@@ -10,9 +10,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from rewards import Message
 from server.backends.base import SamplingSettings
@@ -70,7 +70,7 @@ class CalibrationInfo(BaseModel):
         Of all prompts that were given (hex); `n_given` of them, used or not.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     model: str
     model_fingerprint: str
@@ -78,7 +78,7 @@ class CalibrationInfo(BaseModel):
     temperature: float
     top_p: float
     top_k: int
-    max_tokens: int
+    max_tokens: Annotated[int, Field(ge=1)]
     longest_answer_tokens: int
     truncated_share: float
     prompts_source: str
@@ -88,7 +88,7 @@ class CalibrationInfo(BaseModel):
     name: str | None = None
     revision: str | None = None
     chat_template: str | None = None
-    systems: dict[str, int] | None = None
+    systems: Annotated[dict[str, Annotated[int, Field(ge=1)]], Field(min_length=1)] | None = None
     prompts_hash: str | None = None
     n_given: int | None = None
 
@@ -202,11 +202,10 @@ class Calibration:
         systems = self.info.systems
         if system == NO_SYSTEM:
             return "the calibration was made with system prompts; this conversation has none"
-        made = (
-            "without one" if systems is not None and set(systems) == {NO_SYSTEM} else "with others"
-        )
         if systems is None:
             made = "before system prompts were recorded"
+        else:
+            made = "without one" if set(systems) == {NO_SYSTEM} else "with others"
         return (
             f"this system prompt is not covered: the calibration was made {made}; "
             "`palette calibrate --system-file` makes one for it"

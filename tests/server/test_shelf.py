@@ -444,6 +444,22 @@ async def test_damaged_files_are_told_and_the_others_served_with(tmp_path, setti
     assert all(name in caplog.text for name in names)
 
 
+@pytest.mark.parametrize(
+    "info",
+    [{"systems": {}}, {"systems": {"none": 0}}, {"max_tokens": 0}],
+)
+def test_record_that_cannot_be_reckoned_with_is_damaged(tmp_path, info):
+    """Such a one must not fail when a request comes."""
+    path = folder_of(tmp_path / "state") / "a.npz"
+    path.parent.mkdir(parents=True)
+    record = made().info.model_copy(update=info).model_dump(mode="json")
+    metadata = {"calibration": record}
+    PilotSet(made().pilot.rewards, VALUES, metadata=metadata).save(path)
+    shelf = load(tmp_path)
+    assert shelf.held == ()
+    assert [one.path for one in shelf.damaged] == [path]
+
+
 # told to clients
 
 
