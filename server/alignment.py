@@ -18,7 +18,7 @@ from server.backends.base import (
     Tools,
     UpstreamError,
 )
-from server.calibration import Calibration
+from server.calibration import Calibration, system_of
 from server.choosing import Group, choose, promise_for
 from server.deadline import wait_for
 from server.drawing import Draw
@@ -34,6 +34,7 @@ from server.schemas import (
     TimingReport,
 )
 from server.scoring import sample_of
+from server.shelf import Shelf
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,13 +187,13 @@ Observer = Callable[[Served], None]
 
 
 class Aligner:
-    """Serves aligned answers from a backend, rewards and a calibration.
+    """Serves aligned answers from a backend, rewards and calibrations.
 
     Attributes
     ----------
     layers : Layers
-    calibration : Calibration or None
-        Replaced whole when a new one is ready; requests in flight keep the one they began with.
+    shelf : Shelf
+        Calibrations; requests in flight keep the one they began with.
     observers : list of callable
         Are told of every answer, in order; what one of them raises fails the request.
     """
@@ -204,7 +205,7 @@ class Aligner:
         promiser: Promiser,
         admission: Admission,
         layers: Layers,
-        calibration: Calibration | None = None,
+        shelf: Shelf | None = None,
         observers: Iterable[Observer] = (),
     ) -> None:
         self.backend = backend
@@ -212,8 +213,17 @@ class Aligner:
         self.promiser = promiser
         self.admission = admission
         self.layers = layers
-        self.calibration = calibration
+        self.shelf = shelf or Shelf()
         self.observers = list(observers)
+
+    @property
+    def calibration(self) -> Calibration | None:
+        """The calibration of a request that leaves all to the server; assigned, the only one."""
+        return self.shelf.default
+
+    @calibration.setter
+    def calibration(self, only: Calibration | None) -> None:
+        self.shelf = Shelf.of(only)
 
     async def plan(self, request: AlignmentRequest) -> Plan:
         """Return the request with its prompt rendered and its palette solved.
@@ -223,14 +233,16 @@ class Aligner:
         PaletteError, ProfileError
             See `Layers.resolve`.
         PaletteError, InfeasiblePaletteError, CalibrationMissingError
-            See `Promiser.on_traffic`.
+            See `Promiser.on_traffic` and `Shelf.choose`.
         PromptError, ContextLengthError
             See `Backend.render` and `Backend.read`.
         """
         started = time.perf_counter()
         laid = await self.layers.resolve(request.palette)
         request = replace(request, palette=laid.options)
-        calibration, options = self.calibration, request.palette
+        options = request.palette
+        name = None if options is None else options.calibration
+        calibration = self.shelf.choose(request.sampling, request.messages, name)
         promise = None
         n_candidates = request.n_choices
         if options is not None:
@@ -385,7 +397,10 @@ class Aligner:
         if plan.calibration is None:
             return ["no calibration: multipliers are used as given, no level is promised"]
         warnings = plan.calibration.warnings_for(
-            self.backend.fingerprint, self.rewards.fingerprint, plan.request.sampling
+            self.backend.fingerprint,
+            self.rewards.fingerprint,
+            plan.request.sampling,
+            system_of(plan.request.messages),
         )
         if plan.prompt.tools is not None:
             warnings.append("tools are not covered: the calibration was sampled without them")

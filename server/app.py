@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import logging
 import time
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
-from pathlib import Path
 
 from fastapi import FastAPI
 from pydantic import SecretStr
@@ -21,16 +21,18 @@ from server.auth import Auth, read_keys
 from server.backends.base import Backend, ModelLoadError
 from server.backends.choice import make_backend
 from server.body_limit import BodyLimit
-from server.calibration import default_path, find_calibration
-from server.calibrator import Progress, calibrate
+from server.calibrating import make_calibration
+from server.calibrator import Progress
 from server.draining import Lifetime
 from server.layers import Layers
 from server.metrics import Metrics
 from server.profiles import Profiles, open_profiles
 from server.promise import Promiser
 from server.prompts import read_prompts
+from server.recording import PromptRecorder
 from server.replay import Replays
 from server.routes import (
+    calibrations,
     chat,
     completions,
     health,
@@ -44,6 +46,7 @@ from server.routes import (
 from server.routes.context import CalibrationProgress, Context
 from server.schemas import PaletteOptions
 from server.settings import Settings
+from server.shelf import load_shelf
 from server.version import VERSION
 
 logger = logging.getLogger(__name__)
@@ -113,7 +116,8 @@ def make_aligner(
     CalibrationError
         For a calibration file that is there and cannot be used.
     PaletteError, ProfileError
-        For operator's floors or a default palette that make no sense.
+        For operator's floors or a default palette that make no sense, or one that names an unknown
+        calibration.
     """
     blind = sorted(set(rewards.names) - set(rewards.text_only_names))
     if blind and "logprobs" not in backend.features:
@@ -128,27 +132,22 @@ def make_aligner(
         max_candidates=settings.max_candidates,
     )
     layers = Layers(profiles, promiser, settings.floors)
-    if settings.default_palette is not None:
-        laid = layers.lay(PaletteOptions.model_validate(settings.default_palette))
-        assert laid.options is not None
-        promiser.check(laid.options, n_choices=1)
-    calibration = find_calibration(
+    shelf = load_shelf(
         settings.calibration,
-        calibration_path(settings, backend, rewards),
+        settings.state_dir,
         embedded.CALIBRATION,
         values=rewards.names,
         model_fingerprint=backend.fingerprint,
         rewards_fingerprint=rewards.fingerprint,
+        sampling=settings.sampling,
     )
+    if settings.default_palette is not None:
+        laid = layers.lay(PaletteOptions.model_validate(settings.default_palette))
+        assert laid.options is not None
+        promiser.check(laid.options, n_choices=1)
+        shelf.choose(settings.sampling, (), laid.options.calibration)
     admission = Admission(settings.max_running, settings.max_queue)
-    return Aligner(backend, rewards, promiser, admission, layers, calibration, observers)
-
-
-def calibration_path(settings: Settings, backend: Backend, rewards: RewardSuite) -> Path:
-    """Return where this model's calibration with these rewards is kept."""
-    return default_path(
-        settings.state_dir, backend.model_id, backend.fingerprint, rewards.fingerprint
-    )
+    return Aligner(backend, rewards, promiser, admission, layers, shelf, observers)
 
 
 async def calibrate_in_background(
@@ -156,9 +155,9 @@ async def calibrate_in_background(
 ) -> None:
     """Calibrate on the shipped general prompts, keep the result and serve with it.
 
-    A failure is told in the log and in `state`; the server goes on without a calibration.
+    What an earlier start did of it is continued. A failure is told in the log and in `state`; the
+    server goes on without a calibration.
     """
-    path = calibration_path(settings, aligner.backend, aligner.rewards)
 
     def report(done: int, total: int) -> None:
         state.done, state.total = done, total
@@ -166,21 +165,21 @@ async def calibrate_in_background(
 
     state.state = "running"
     try:
-        calibration = await calibrate(
+        calibration, path = await make_calibration(
             aligner.backend,
             aligner.rewards,
             read_prompts(embedded.PROMPTS),
+            state_dir=settings.state_dir,
             n_candidates=settings.calibration_candidates,
             sampling=settings.sampling,
             prompts_source="the general prompts shipped with Palette",
             progress=report,
         )
-        await asyncio.to_thread(calibration.save, path)
     except Exception as error:  # noqa: BLE001  # whatever it was, the server must live on
         state.state, state.error = "failed", str(error)
         logger.error("calibration failed: %s", state.error)
         return
-    aligner.calibration = calibration
+    aligner.shelf.add(calibration, path)
     state.state = "done"
     logger.info("calibrated: %s is kept in %s", calibration.id, path)
 
@@ -190,7 +189,8 @@ def create_app(context: Context, keys: tuple[SecretStr, ...]) -> FastAPI:
     app = FastAPI(title="Palette", summary="What was asked is what is served.", version=VERSION)
     app.state.context = context
     for module in (
-        chat, completions, models, palette, profiles, replay, tradeoffs, health, metrics,
+        chat, completions, models, palette, profiles, replay, calibrations, tradeoffs, health,
+        metrics,
     ):  # fmt: skip
         app.include_router(module.router)
     errors.install(app)
@@ -228,10 +228,15 @@ async def running_app(
     """
     keys = read_keys(settings)  # before the models: they take their time to load
     counted = Metrics()
-    note = functools.partial(access.note, metrics=counted)
-    async with running_aligner(
-        settings, backend=backend, rewards=rewards, observers=[note]
-    ) as aligner:
+    observers: list[Observer] = [functools.partial(access.note, metrics=counted)]
+    async with contextlib.AsyncExitStack() as stack:
+        if settings.record_prompts is not None:
+            recorder = PromptRecorder(settings.record_prompts)
+            stack.callback(recorder.close)
+            observers.append(recorder.note)
+        aligner = await stack.enter_async_context(
+            running_aligner(settings, backend=backend, rewards=rewards, observers=observers)
+        )
         replays = Replays(settings.replay_entries, keeps_texts=settings.replay_texts)
         replays.watch(aligner)
         context = Context(settings, aligner, int(time.time()), counted, replays)

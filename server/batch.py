@@ -42,11 +42,13 @@ def run_key(
         "model": aligner.backend.fingerprint,
     }
     if palette is not None:
-        calibration = aligner.calibration
+        shelf = aligner.shelf
+        used = [shelf.choose(sampling, messages, palette.calibration) for messages in prompts]
+        found = sorted({one.pilot.fingerprint for one in used if one is not None})
         record |= {
             "palette": palette.model_dump(exclude={"profile"}),  # it is in the rest
             "rewards": aligner.rewards.fingerprint,
-            "calibration": calibration.pilot.fingerprint if calibration else None,
+            "calibration": " ".join(found) or None,
         }
     text = json.dumps(record, sort_keys=True, ensure_ascii=False)
     return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -3,21 +3,28 @@
 from __future__ import annotations
 
 import hashlib
+import json
+import math
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from rewards import Message
 from server.backends.base import SamplingSettings
 from solver import PilotError, PilotSet
+from solver.pilot_files import sync_folder
 
 # Above this share of answers cut by `max_tokens`, a longer limit is another base distribution.
 TRUNCATED_SHARE_TOLERATED = 0.01
 # Calibrations are sampled without these.
 _UNCALIBRATED = ("min_p", "presence_penalty", "frequency_penalty", "repetition_penalty")
+# What `system_of` says of a conversation without a system prompt.
+NO_SYSTEM = "none"
 
 
 class CalibrationError(Exception):
@@ -28,8 +35,18 @@ class CalibrationMissingError(Exception):
     """A palette needs a calibration and the model has none (yet)."""
 
 
+def system_of(messages: Sequence[Message]) -> str:
+    """Return what tells system prompts apart: 16 hex digits of a hash, or ``none``."""
+    texts = [message["content"] for message in messages if message["role"] == "system"]
+    if not texts:
+        return NO_SYSTEM
+    return hashlib.sha256(json.dumps(texts).encode()).hexdigest()[:16]
+
+
 class CalibrationInfo(BaseModel):
     """What a pilot set is valid for; kept in the file's metadata.
+
+    Fields with a default are missing in files that were written before there were such.
 
     Attributes
     ----------
@@ -43,9 +60,17 @@ class CalibrationInfo(BaseModel):
         A larger ``max_tokens`` draws from the same distribution when nothing was cut.
     truncated_share : float
         Share of candidates that ``max_tokens`` cut short.
+    name : str or None
+        By which a request can ask for it, beside its id.
+    revision, chat_template : str or None
+        Commit of a hub model, and a hash of the chat template (hex), where the backend knows them.
+    systems : dict or None
+        Prompts by their system prompt (`system_of`); None where that was not written down.
+    prompts_hash : str or None
+        Of all prompts that were given (hex); `n_given` of them, used or not.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     model: str
     model_fingerprint: str
@@ -53,13 +78,19 @@ class CalibrationInfo(BaseModel):
     temperature: float
     top_p: float
     top_k: int
-    max_tokens: int
+    max_tokens: Annotated[int, Field(ge=1)]
     longest_answer_tokens: int
     truncated_share: float
     prompts_source: str
     seed: int
     created: datetime
     palette_version: str
+    name: str | None = None
+    revision: str | None = None
+    chat_template: str | None = None
+    systems: Annotated[dict[str, Annotated[int, Field(ge=1)]], Field(min_length=1)] | None = None
+    prompts_hash: str | None = None
+    n_given: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,8 +111,38 @@ class Calibration:
         """Name of this calibration in answers."""
         return self.pilot.fingerprint[:12]
 
+    def share_of(self, system: str) -> float:
+        """Return the share of its prompts that have this system prompt (`system_of`)."""
+        systems = self.info.systems
+        if systems is None:
+            return float(system == NO_SYSTEM)
+        return systems.get(system, 0) / sum(systems.values())
+
+    def distance(self, sampling: SamplingSettings, system: str) -> float:
+        """Return how far it is from covering a request; 0 where it covers it.
+
+        The sum of |Δ temperature|, |Δ top_p|, |Δ 1/top_k| (0 where every token is kept),
+        |Δ ln max_tokens| where the limit is not covered, and 1 for a system prompt that none of
+        its prompts has: what changes answers most stands apart the most.
+        """
+        info = self.info
+        length = 0.0
+        if not self._covers_length(sampling.max_tokens):
+            length = abs(math.log(sampling.max_tokens / info.max_tokens))
+        return (
+            abs(sampling.temperature - info.temperature)
+            + abs(sampling.top_p - info.top_p)
+            + abs(_inverse(sampling.top_k) - _inverse(info.top_k))
+            + length
+            + (self.share_of(system) == 0)
+        )
+
     def warnings_for(
-        self, model_fingerprint: str, rewards_fingerprint: str, sampling: SamplingSettings
+        self,
+        model_fingerprint: str,
+        rewards_fingerprint: str,
+        sampling: SamplingSettings,
+        system: str = NO_SYSTEM,
     ) -> list[str]:
         """Return why this calibration does not cover a request; empty when it does."""
         info = self.info
@@ -103,17 +164,14 @@ class Calibration:
                     f"{name}={asked:g} is not covered: the calibration was sampled with "
                     f"{name}={known:g}"
                 )
-        shorter = sampling.max_tokens < min(info.max_tokens, info.longest_answer_tokens)
-        longer = (
-            sampling.max_tokens > info.max_tokens
-            and info.truncated_share > TRUNCATED_SHARE_TOLERATED
-        )
-        if shorter or longer:
+        if not self._covers_length(sampling.max_tokens):
             found.append(
                 f"max_tokens={sampling.max_tokens} is not covered: the calibration was sampled "
                 f"with max_tokens={info.max_tokens} (longest answer "
                 f"{info.longest_answer_tokens} tokens, {info.truncated_share:.1%} cut short)"
             )
+        if self.share_of(system) == 0:
+            found.append(self._other_system(system))
         neutral = SamplingSettings()
         for name in _UNCALIBRATED:
             asked, known = getattr(sampling, name), getattr(neutral, name)
@@ -134,9 +192,31 @@ class Calibration:
             )
         return found
 
+    def _covers_length(self, max_tokens: int) -> bool:
+        info = self.info
+        shorter = max_tokens < min(info.max_tokens, info.longest_answer_tokens)
+        longer = max_tokens > info.max_tokens and info.truncated_share > TRUNCATED_SHARE_TOLERATED
+        return not (shorter or longer)
+
+    def _other_system(self, system: str) -> str:
+        systems = self.info.systems
+        if system == NO_SYSTEM:
+            return "the calibration was made with system prompts; this conversation has none"
+        if systems is None:
+            made = "before system prompts were recorded"
+        else:
+            made = "without one" if set(systems) == {NO_SYSTEM} else "with others"
+        return (
+            f"this system prompt is not covered: the calibration was made {made}; "
+            "`palette calibrate --system-file` makes one for it"
+        )
+
     def save(self, path: Path) -> None:
-        """Write the calibration in one piece: a reader sees the old file or the new one."""
-        path.parent.mkdir(parents=True, exist_ok=True)
+        """Write the calibration in one piece: a reader sees the old file or the new one.
+
+        When this returns, it is on the disk, and the folders made for it too.
+        """
+        make_folder(path.parent)
         PilotSet(
             self.pilot.rewards,
             self.pilot.values,
@@ -170,56 +250,31 @@ def load_calibration(path: Path) -> Calibration:
     return Calibration(pilot, info)
 
 
-def default_path(state_dir: Path, model: str, model_fingerprint: str, rewards: str) -> Path:
-    """Return where the calibration of this model with these rewards is kept.
+def default_path(
+    state_dir: Path, model: str, model_fingerprint: str, rewards: str, run: str = ""
+) -> Path:
+    """Return where a calibration of this model with these rewards is kept.
 
-    The name carries both fingerprints, so that another model or another reward is another file
-    and never takes the place of one that took hours to make.
+    The name carries both fingerprints, and `run`, which tells calibrations of one model apart: a
+    new one never takes the place of another that took hours to make.
     """
     slug = re.sub(r"[^A-Za-z0-9.]+", "-", model).strip("-") or "model"
     both = hashlib.sha256(f"{model_fingerprint} {rewards}".encode()).hexdigest()[:16]
-    return state_dir / "calibrations" / f"{slug}-{both}.npz"
+    return folder_of(state_dir) / f"{'-'.join(filter(None, (slug, both, run)))}.npz"
 
 
-def find_calibration(
-    named: Path | None,
-    kept: Path,
-    shipped: Path,
-    *,
-    values: tuple[str, ...],
-    model_fingerprint: str,
-    rewards_fingerprint: str,
-) -> Calibration | None:
-    """Return the calibration to serve with, or None when this model has none yet.
+def folder_of(state_dir: Path) -> Path:
+    """Return the folder in which calibrations are kept."""
+    return state_dir / "calibrations"
 
-    Parameters
-    ----------
-    named : Path or None
-        The operator's choice: used whatever it was made with, as long as its values are these
-        (answers then carry warnings).
-    kept : Path
-        Where the calibration of this model and these rewards is kept (`default_path`).
-    shipped : Path
-        The one that comes with the embedded models: used only by them.
 
-    Raises
-    ------
-    CalibrationError
-        For a file that is there and cannot be used, or a named one that is not there.
-    """
-    if named is not None or kept.exists():
-        calibration = load_calibration(named or kept)
-        if calibration.pilot.values != values:
-            msg = (
-                f"calibration {named or kept} is about the values "
-                f"{', '.join(calibration.pilot.values)}; the rewards in use give "
-                f"{', '.join(values)}: calibrate again with `palette calibrate`"
-            )
-            raise CalibrationError(msg)
-        return calibration
-    if shipped.exists():
-        calibration = load_calibration(shipped)
-        made_with = (calibration.info.model_fingerprint, calibration.info.rewards_fingerprint)
-        if made_with == (model_fingerprint, rewards_fingerprint):
-            return calibration
-    return None
+def make_folder(folder: Path) -> None:
+    """Make a folder that survives a power cut: the entries of new folders reach the disk too."""
+    missing = [one for one in (folder, *folder.parents) if not one.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    for one in missing:
+        sync_folder(one.parent)
+
+
+def _inverse(top_k: int) -> float:
+    return 1 / top_k if top_k else 0.0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import aclosing
 from datetime import UTC, datetime
@@ -13,13 +14,13 @@ import numpy as np
 from rewards import RewardSuite
 from server.backends.base import (
     Backend,
-    Candidate,
     ContextLengthError,
     PromptError,
     SamplingSettings,
 )
-from server.calibration import Calibration, CalibrationError, CalibrationInfo
-from server.prompts import Conversation
+from server.calibration import Calibration, CalibrationError, CalibrationInfo, system_of
+from server.journal import Answers, Journal
+from server.prompts import Conversation, hash_of
 from server.scoring import sample_of
 from server.version import VERSION
 from solver import PilotSet
@@ -41,8 +42,10 @@ async def calibrate(
     sampling: SamplingSettings,
     seed: int = 0,
     prompts_source: str,
+    name: str | None = None,
     concurrency: int = 4,
     progress: Progress = lambda done, total: None,
+    journal: Journal | None = None,
 ) -> Calibration:
     """Return a calibration made by sampling and scoring.
 
@@ -62,10 +65,14 @@ async def calibrate(
     seed : int
     prompts_source : str
         Where the prompts come from, for the record.
+    name : str, optional
+        By which requests can ask for it.
     concurrency : int
         Prompts in flight at once.
     progress : callable
         Gets (prompts done, prompts in all).
+    journal : Journal, optional
+        Has the prompts that are done already, and gets the others.
 
     Raises
     ------
@@ -74,16 +81,18 @@ async def calibrate(
     BackendError, RewardError
         When generation or scoring fails.
     """
-    results: dict[int, tuple[np.ndarray, list[Candidate]]] = {}
+    results = {} if journal is None else dict(journal.done)
     seeds = np.random.SeedSequence(seed).generate_state(len(prompts), dtype=np.uint64) >> 1
-    waiting = iter(enumerate(prompts))
-    done = refused = incomplete = 0
+    waiting = iter([index for index in range(len(prompts)) if index not in results])
+    done, refused, incomplete = len(results), 0, 0
+    if done:
+        progress(done, len(prompts))
 
     async def work() -> None:
         nonlocal done, refused, incomplete
-        for index, messages in waiting:
+        for index in waiting:
             try:
-                prompt = await backend.render(messages)
+                prompt = await backend.render(prompts[index])
                 stream = backend.generate(prompt, n_candidates, sampling, int(seeds[index]))
                 async with aclosing(stream):  # type: ignore[type-var]
                     # Sorted: they arrive as they finish, the short ones first.
@@ -93,7 +102,15 @@ async def calibrate(
             else:
                 if len(drawn) == n_candidates:
                     scored = await rewards.score([sample_of(prompt, one) for one in drawn])
-                    results[index] = (scored, drawn)
+                    results[index] = Answers(
+                        # Half precision would be enough for statistics; single keeps what the
+                        # models computed.
+                        scored.astype(np.float32),
+                        longest=max(one.n_tokens for one in drawn),
+                        n_cut=sum(one.finish_reason == "length" for one in drawn),
+                    )
+                    if journal is not None:
+                        journal.append(index, results[index])
                 else:
                     incomplete += 1
             done += 1
@@ -120,8 +137,7 @@ async def calibrate(
             f"least {FEWEST_PROMPTS}, and 300 or more to be precise: give more prompts"
         )
         raise CalibrationError(msg)
-    ordered = [results[index] for index in sorted(results)]
-    candidates = [one for _, drawn in ordered for one in drawn]
+    used = sorted(results)
     info = CalibrationInfo(
         model=backend.model_id,
         model_fingerprint=backend.fingerprint,
@@ -130,13 +146,18 @@ async def calibrate(
         top_p=sampling.top_p,
         top_k=sampling.top_k,
         max_tokens=sampling.max_tokens,
-        longest_answer_tokens=max(one.n_tokens for one in candidates),
-        truncated_share=sum(one.finish_reason == "length" for one in candidates) / len(candidates),
+        longest_answer_tokens=max(results[index].longest for index in used),
+        truncated_share=sum(results[index].n_cut for index in used) / (len(used) * n_candidates),
         prompts_source=prompts_source,
         seed=seed,
         created=datetime.now(UTC),
         palette_version=VERSION,
+        name=name,
+        revision=backend.revision,
+        chat_template=backend.chat_template,
+        systems=dict(Counter(system_of(prompts[index]) for index in used)),
+        prompts_hash=hash_of(prompts),
+        n_given=len(prompts),
     )
-    # Half precision would be enough for statistics; single keeps what the models computed.
-    stacked = np.stack([scored for scored, _ in ordered]).astype(np.float32)
+    stacked = np.stack([results[index].rewards for index in used])
     return Calibration(PilotSet(stacked, rewards.names), info)

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from server import cli_profiles, cli_rewards, cli_solver
+from server import cli_calibrations, cli_profiles, cli_rewards, cli_solver
 from server.backends.base import ModelLoadError
 from server.backends.vllm_options import parse_options
 from server.cli_support import (
     BAD_USAGE,
     FAILED,
+    Model,
+    Rewards,
     Seed,
     fail,
     json_option,
@@ -31,10 +34,6 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-Model = Annotated[
-    str | None, typer.Option(help="Local folder or hub name; by default the embedded model.")
-]
-Rewards = Annotated[Path | None, typer.Option(help="YAML file of values.", dir_okay=False)]
 CalibrationFile = Annotated[Path | None, typer.Option(help="Calibration file.", dir_okay=False)]
 Device = Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1, ...")]
 Temperature = Annotated[float | None, typer.Option(min=0, max=2)]
@@ -53,6 +52,7 @@ for command in (
     app.command()(command)
 app.add_typer(cli_rewards.app, name="rewards")
 app.add_typer(cli_profiles.app)
+app.add_typer(cli_calibrations.app, name="calibrations")
 
 
 def main() -> None:
@@ -162,11 +162,29 @@ def calibrate(
         Path | None,
         typer.Option(help="JSONL of strings or messages; by default the shipped general prompts."),
     ] = None,
+    dataset: Annotated[
+        str | None, typer.Option(help="Hugging Face data set instead: owner/name[:split].")
+    ] = None,
+    column: Annotated[str, typer.Option(help="Of the data set: texts or messages.")] = "prompt",
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="Only the first prompts; 400 of a data set.")
+    ] = None,
+    sample: Annotated[
+        bool, typer.Option("--sample", help="A sample drawn with --seed instead of the first.")
+    ] = False,
+    system: Annotated[
+        str | None, typer.Option(help="System prompt that all prompts get, instead of their own.")
+    ] = None,
+    system_file: Annotated[
+        Path | None, typer.Option(help="File with that system prompt.", dir_okay=False)
+    ] = None,
+    name: Annotated[
+        str | None, typer.Option(help="By which requests can ask for this calibration.")
+    ] = None,
     candidates: Annotated[int, typer.Option(min=2, max=1024, help="K, per prompt.")] = 32,
     out: Annotated[
         Path | None, typer.Option(help="File to write; by default in the state.")
     ] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="Only the first prompts.")] = None,
     model: Model = None,
     rewards: Rewards = None,
     device: Device = None,
@@ -179,6 +197,8 @@ def calibrate(
 ) -> None:
     """Sample and score the base model's answers to many prompts; palettes are solved on them.
 
+    Stopped in whatever way, the same command continues where it was.
+
     Example: `palette calibrate --prompts my-prompts.jsonl --candidates 32`
     """
     settings = settings_of(
@@ -190,15 +210,28 @@ def calibrate(
         top_k=top_k,
         max_tokens=max_tokens,
     )
+    if prompts is not None and dataset is not None:
+        fail("--prompts and --dataset are two sources: leave one of them out", BAD_USAGE)
+    if system is not None and system_file is not None:
+        fail("--system and --system-file are the same thing: leave one of them out", BAD_USAGE)
+    if name is not None and not re.fullmatch(r"[A-Za-z0-9][\w.-]{0,63}", name, re.ASCII):
+        fail("--name is 1 to 64 letters, digits, dots, dashes and underscores", BAD_USAGE)
+    if system_file is not None:
+        try:
+            system = system_file.read_text(encoding="utf-8-sig").rstrip("\r\n")
+        except (OSError, UnicodeDecodeError) as error:
+            fail(f"--system-file {system_file} cannot be read: {error}", BAD_USAGE)
     from server import jobs
+    from server.prompt_sources import PromptSource
 
-    written = run(
+    source = PromptSource(prompts, dataset, column, limit, sample, system)
+    made, written = run(
         jobs.calibrate_to_file(
-            settings, prompts, out, n_candidates=candidates, limit=limit,
-            concurrency=concurrency, seed=seed,
+            settings, source, out, n_candidates=candidates, name=name, concurrency=concurrency,
+            seed=seed,
         )
     )  # fmt: skip
-    typer.echo(f"calibration written to {written}", err=True)
+    typer.echo(f"calibration {made} written to {written}", err=True)
 
 
 @app.command()

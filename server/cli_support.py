@@ -7,6 +7,7 @@ import json
 import logging
 import sys
 from collections.abc import Callable, Coroutine
+from pathlib import Path
 from typing import Annotated, Any, NoReturn, TypeVar
 
 import typer
@@ -21,6 +22,10 @@ T = TypeVar("T")
 FAILED, BAD_USAGE, INFEASIBLE = 1, 2, 3
 
 Seed = Annotated[int, typer.Option(min=0, help="Same seed, same answers.")]
+Model = Annotated[
+    str | None, typer.Option(help="Local folder or hub name; by default the embedded model.")
+]
+Rewards = Annotated[Path | None, typer.Option(help="YAML file of values.", dir_okay=False)]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 

@@ -37,6 +37,7 @@ from server.profiles import (
 from server.promise import InfeasiblePaletteError
 from server.replay import AnswerNotFoundError
 from server.request_id import current_request
+from server.shelf import UnknownCalibrationError
 from solver import PaletteError, PilotError, SolverError, UnknownValueError
 
 logger = logging.getLogger(__name__)
@@ -98,6 +99,7 @@ _TABLE: tuple[tuple[type[Exception], int, str, str | None], ...] = (
     (InvalidKeyError, 401, "invalid_request_error", "invalid_api_key"),
     (InfeasiblePaletteError, 422, "invalid_request_error", "palette_infeasible"),
     (CalibrationMissingError, 422, "invalid_request_error", "calibration_missing"),
+    (UnknownCalibrationError, 400, "invalid_request_error", "unknown_calibration"),
     (UnknownValueError, 400, "invalid_request_error", "unknown_value"),
     (PaletteError, 400, "invalid_request_error", "invalid_palette"),
     (PilotError, 400, "invalid_request_error", "invalid_palette"),

@@ -9,17 +9,18 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from rewards import RewardError, Sample
-from server import embedded, terminal
-from server.app import calibration_path, make_rewards, running_aligner
+from server import terminal
+from server.app import make_rewards, running_aligner
 from server.backends.base import BackendError
 from server.backends.choice import make_backend
 from server.batch import OutputError, generate_file
+from server.calibrating import make_calibration
 from server.calibration import CalibrationError, CalibrationMissingError
-from server.calibrator import calibrate
 from server.cli_support import BAD_USAGE, FAILED, INFEASIBLE
 from server.profile_file import ProfileError
 from server.profiles import ProfileNameError
 from server.promise import InfeasiblePaletteError
+from server.prompt_sources import PromptSource
 from server.prompts import PromptsError, parse_prompt, read_prompts
 from server.schemas import PaletteOptions
 from server.settings import Settings
@@ -52,16 +53,16 @@ def exit_code(error: Exception) -> int | None:
 
 async def calibrate_to_file(
     settings: Settings,
-    prompts: Path | None,
+    source: PromptSource,
     out: Path | None,
     *,
     n_candidates: int,
-    limit: int | None,
+    name: str | None,
     concurrency: int,
     seed: int,
-) -> Path:
-    """Make a calibration, write it in one piece, and return where."""
-    conversations = read_prompts(prompts or embedded.PROMPTS)[:limit]
+) -> tuple[str, Path]:
+    """Make a calibration, or continue one; return its id and where it was written."""
+    conversations, told = source.read(seed)
     share_cores(settings)
     backend, rewards = make_backend(settings), make_rewards(settings)
     try:
@@ -69,23 +70,44 @@ async def calibrate_to_file(
         rewards.use_judge(backend)
         await rewards.start()
         with terminal.progress_bar("calibrating") as progress:
-            calibration = await calibrate(
+            calibration, path = await make_calibration(
                 backend,
                 rewards,
                 conversations,
+                state_dir=settings.state_dir,
+                out=out,
                 n_candidates=n_candidates,
                 sampling=settings.sampling,
                 seed=seed,
-                prompts_source=prompts.name if prompts else "the shipped general prompts",
+                prompts_source=told,
+                name=name,
                 concurrency=concurrency,
                 progress=progress,
             )
-        path = out or calibration_path(settings, backend, rewards)
-        calibration.save(path)
     finally:
         await backend.close()
         await rewards.close()
-    return path
+    return calibration.id, path
+
+
+async def fingerprints_in_use(settings: Settings) -> tuple[str, str]:
+    """Return the fingerprints of the model and of the rewards of the settings.
+
+    The chat model is not loaded: its files say what it is, or its server. Reward models are.
+    """
+    if settings.upstream_url is None:
+        from server.backends.hf_loading import identify
+
+        model = identify(settings.model, settings.revision, settings.trust_remote_code)
+    else:
+        backend = make_backend(settings)
+        try:
+            await backend.start()
+            model = backend.fingerprint
+        finally:
+            await backend.close()
+    async with make_rewards(settings) as rewards:
+        return model, rewards.fingerprint
 
 
 async def generate_to_file(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 from rewards import Message
@@ -71,3 +73,8 @@ def read_prompts(path: Path) -> list[Conversation]:
         msg = f"{path} holds no prompts: write one JSON string or object a line"
         raise PromptsError(msg)
     return prompts
+
+
+def hash_of(prompts: Sequence[Conversation]) -> str:
+    """Return a hash, in hex, of the texts of all prompts in their order."""
+    return hashlib.sha256(json.dumps(list(prompts)).encode()).hexdigest()

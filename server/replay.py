@@ -197,6 +197,15 @@ async def replay(entry: Entry, options: PaletteOptions, promiser: Promiser) -> R
                 "request"
             )
             raise PaletteError(msg, param="candidates")
+        had = group.calibration
+        if options.calibration is not None and (
+            had is None or options.calibration not in (had.id, had.info.name)
+        ):
+            msg = (
+                f"the answer was not made with the calibration {options.calibration}: leave it "
+                "out, or send a new request"
+            )
+            raise PaletteError(msg, param="calibration")
         for name in group.lost(promiser.values):
             if name in options.targets or name in options.floors:
                 msg = f"{name} could not be scored for this answer; replay it without"

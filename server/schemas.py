@@ -42,6 +42,11 @@ class PaletteOptions(_Request):
         description="`traffic`: targets hold on average over prompts (needs a calibration); "
         "`answer`: on this prompt's own candidates.",
     )
+    calibration: Name | None = Field(
+        default=None,
+        description="Name or id of the calibration to solve on; by default the one that covers "
+        "the request's sampling settings and system prompt.",
+    )
     on_infeasible: Literal["reject", "repair", "best_effort"] = "reject"
     repair: RepairOptions = Field(default_factory=RepairOptions)
     max_kl: float | None = Field(

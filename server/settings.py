@@ -158,8 +158,8 @@ class Settings(BaseSettings):
     rewards_device: str = Field(default="auto", description="Where the reward models run.")
     calibration: Path | None = Field(
         default=None,
-        description="Calibration file; by default the one kept in `state_dir` for this model and "
-        "these rewards, or the one shipped with the embedded models.",
+        description="Calibration file to prefer to those kept in `state_dir` for this model and "
+        "these rewards; each request gets the one that covers it.",
     )
     calibrate_at_start: bool = Field(
         default=True,
@@ -174,6 +174,12 @@ class Settings(BaseSettings):
     state_dir: Path = Field(
         default_factory=lambda: Path(platformdirs.user_data_dir("palette", appauthor=False)),
         description="Where calibrations and profiles are kept.",
+    )
+    record_prompts: Path | None = Field(
+        default=None,
+        description="File to which the messages of served requests are appended, for `palette "
+        "calibrate --prompts`; by default no prompt is written anywhere. Holds at most 64 MiB "
+        "with the older ones beside it, readable by its owner only.",
     )
 
     # what a request gets when it does not say

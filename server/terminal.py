@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -21,12 +23,14 @@ from server.calibrator import Progress as Report
 errors = Console(stderr=True, highlight=False)
 results = Console(highlight=False)
 
+LINE_EVERY_S = 60.0
+
 
 @contextmanager
 def progress_bar(label: str) -> Iterator[Report]:
-    """Give a function to report (done, total) to; a bar shows only on a terminal."""
+    """Give a function to report (done, total) to: a bar on a terminal, else a line a minute."""
     if not sys.stderr.isatty():
-        yield lambda done, total: None
+        yield _Lines(label)
         return
     bar = Progress(
         TextColumn("{task.description}"),
@@ -52,3 +56,27 @@ def progress_bar(label: str) -> Iterator[Report]:
     finally:
         if bar.live.is_started:
             bar.stop()
+
+
+class _Lines:
+    """Progress for logs: a line a minute, with the time left at the pace so far."""
+
+    def __init__(self, label: str) -> None:
+        self._label = label
+        self._start: tuple[float, int] | None = None
+        self._told = 0.0
+
+    def __call__(self, done: int, total: int) -> None:
+        now = time.monotonic()
+        if self._start is None:  # what was done before is not of this run's pace
+            self._start, self._told = (now, done), now
+        began, before = self._start
+        if now - self._told < LINE_EVERY_S or done == before:
+            return
+        self._told = now
+        left = (total - done) * (now - began) / (done - before)
+        errors.print(
+            f"{self._label}: {done} of {total}, about {math.ceil(left / 60)} min left",
+            markup=False,
+            soft_wrap=True,
+        )

@@ -82,7 +82,7 @@ def save(
     finally:
         with contextlib.suppress(FileNotFoundError):
             temporary.unlink()
-    _sync_folder(path.parent)
+    sync_folder(path.parent)
 
 
 def write_npz(file: BinaryIO, **arrays: npt.NDArray[Any]) -> None:
@@ -90,8 +90,8 @@ def write_npz(file: BinaryIO, **arrays: npt.NDArray[Any]) -> None:
     np.savez(file, **arrays)  # type: ignore[arg-type]
 
 
-def _sync_folder(folder: Path) -> None:
-    # The new name itself must survive a power cut; where folders cannot be opened, skip.
+def sync_folder(folder: Path) -> None:
+    """Make the names in a folder survive a power cut; nothing, where folders cannot be opened."""
     with contextlib.suppress(OSError):
         handle = os.open(folder, os.O_RDONLY)
         try:

@@ -226,6 +226,9 @@ class Backend(ABC):
     features : frozenset of str
         What it can do beyond temperature, top-p, max_tokens and stop. Routes refuse a request that
         needs more, so that nothing is ever ignored.
+    revision, chat_template : str or None
+        Commit of a hub model, and a hash of the chat template (hex); known after `start`, None
+        where they are not to be had. Both are part of `fingerprint`.
     """
 
     model_id: str
@@ -233,6 +236,8 @@ class Backend(ABC):
     max_context: int
     n_vocab: int | None = None
     features: frozenset[Feature] = frozenset()
+    revision: str | None = None
+    chat_template: str | None = None
 
     @abstractmethod
     async def start(self) -> None:

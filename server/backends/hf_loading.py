@@ -58,6 +58,10 @@ class LoadedModel:
         Token ids that the model both reads and writes are below this.
     fingerprint : str
         Hex; see `fingerprint_of`.
+    commit : str or None
+        Of a hub model.
+    chat_template : str or None
+        Hash of the chat template, in hex.
     """
 
     model: Any
@@ -68,6 +72,8 @@ class LoadedModel:
     max_context: int
     n_vocab: int
     fingerprint: str
+    commit: str | None = None
+    chat_template: str | None = None
 
 
 def load_model(
@@ -127,6 +133,8 @@ def load_model(
             if layer is not None
         ),
         fingerprint=fingerprint_of(name, folder, commit),
+        commit=commit,
+        chat_template=template_hash(tokenizer),
     )
 
 
@@ -163,6 +171,34 @@ def fingerprint_of(name: str, folder: Path | None, commit: str | None) -> str:
                 stream.seek(i * (size - _SAMPLE_BYTES) // (_N_SAMPLES - 1))
                 digest.update(stream.read(_SAMPLE_BYTES))
     return digest.hexdigest()
+
+
+def identify(name: str, revision: str | None, trust_remote_code: bool) -> str:
+    """Return `fingerprint_of` a folder or hub name without loading its weights.
+
+    Raises
+    ------
+    ModelLoadError
+    """
+    folder = local_folder(name)
+    if folder is not None:
+        check_folder(folder)
+        return fingerprint_of(name, folder, None)
+    with quiet():
+        config = attempt(
+            f"cannot read the configuration of {name!r}",
+            "check the name, and that this machine reaches the hub or has the model already",
+            lambda: transformers.AutoConfig.from_pretrained(
+                name, revision=revision, trust_remote_code=trust_remote_code
+            ),
+        )
+    return fingerprint_of(name, None, getattr(config, "_commit_hash", None))
+
+
+def template_hash(tokenizer: Any) -> str:
+    """Return a hash, in hex, of the chat template: a text, or several by their names."""
+    text = json.dumps(tokenizer.chat_template, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def local_folder(name: str) -> Path | None:

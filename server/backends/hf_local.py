@@ -122,6 +122,8 @@ class HfLocalBackend(Backend):
         self.max_context = outcome.max_context
         self.n_vocab = outcome.n_vocab
         self._asker = Asker(outcome.tokenizer, outcome.max_context)
+        self.revision = outcome.commit
+        self.chat_template = outcome.chat_template
 
     @override
     async def close(self) -> None:

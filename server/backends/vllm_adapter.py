@@ -135,6 +135,7 @@ class VllmAdapter(Backend):
         self.fingerprint = hashlib.sha256(identity.encode()).hexdigest()
         self.max_context = self._base.max_context
         self.n_vocab = self._base.n_vocab
+        self.revision, self.chat_template = self._base.revision, self._base.chat_template
 
     @override
     async def close(self) -> None:

@@ -188,6 +188,7 @@ class VllmEngineBackend(Backend):
         self._text = replace(text, max_context=self.max_context)
         self.fingerprint = text.fingerprint
         self._asker = Asker(text.tokenizer, self.max_context)
+        self.revision, self.chat_template = text.commit, text.chat_template
 
     @override
     async def close(self) -> None:

@@ -36,6 +36,8 @@ class TextModel:
         That of `hf_loading.fingerprint_of`, so that calibrations hold for both backends.
     weights_bytes : int
         Of the files of a folder; 0 for a model of the hub.
+    commit, chat_template : str or None
+        Of a model of the hub; hash of the chat template, in hex.
     """
 
     tokenizer: Any
@@ -45,6 +47,8 @@ class TextModel:
     n_vocab: int
     fingerprint: str
     weights_bytes: int
+    commit: str | None = None
+    chat_template: str | None = None
 
     def render(self, messages: Sequence[Message], tools: Tools | None) -> Prompt:
         """Return the conversation as the model reads it: see `Backend.render`."""
@@ -174,6 +178,8 @@ def load_text(
         max_context=hf_loading.max_context_of(name, config, tokenizer, max_context),
         n_vocab=int(config.get_text_config(decoder=True).vocab_size),
         fingerprint=hf_loading.fingerprint_of(name, folder, commit),
+        commit=commit,
+        chat_template=hf_loading.template_hash(tokenizer),
         weights_bytes=sum(path.stat().st_size for path in weights),
     )
 

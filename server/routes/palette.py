@@ -60,7 +60,7 @@ async def solve_palette(body: SolveRequest, request: Request, context: InContext
     if options.scope == "answer":
         msg = "scope `answer` is solved on the candidates of a request: there are none here"
         raise PaletteError(msg, param="scope")
-    calibration = aligner.calibration
+    calibration = aligner.shelf.choose(context.settings.sampling, (), options.calibration)
     if calibration is None:
         msg = "the model has no calibration yet: run `palette calibrate`"
         raise CalibrationMissingError(msg)

@@ -31,11 +31,11 @@ async def trace_frontier(
     body: FrontierRequest, request: Request, context: InContext
 ) -> dict[str, Any]:
     """Return the trade-off curve of two values, the others held, with the price of each point."""
-    calibration, began = _calibration(context), time.perf_counter()
     options = (
         await until_client_leaves(request, context.aligner.layers.resolve(body.palette))
     ).options
     assert options is not None
+    calibration, began = _calibration(context, options.calibration), time.perf_counter()
     if options.scope == "answer" or options.candidates == "auto":
         msg = "a frontier is that of the traffic at one N: give `candidates` as a number, no scope"
         raise PaletteError(msg, param="candidates")
@@ -122,8 +122,8 @@ async def report_interference(request: Request, context: InContext) -> dict[str,
     return _stamped(report.to_dict(), calibration, began)
 
 
-def _calibration(context: Context) -> Calibration:
-    calibration = context.aligner.calibration
+def _calibration(context: Context, name: str | None = None) -> Calibration:
+    calibration = context.aligner.shelf.choose(context.settings.sampling, (), name)
     if calibration is None:
         msg = "the model has no calibration yet: run `palette calibrate`"
         raise CalibrationMissingError(msg)

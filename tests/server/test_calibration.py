@@ -16,7 +16,6 @@ from server.calibration import (
     Calibration,
     CalibrationError,
     default_path,
-    find_calibration,
     load_calibration,
 )
 from server.settings import load_settings
@@ -242,71 +241,7 @@ def test_other_model_and_other_rewards_are_told_apart():
     assert all("palette calibrate" in warning for warning in (model, reward))
 
 
-# which one is served with
-
-
-def find(tmp_path, named=None, **changes):
-    options = {
-        "values": VALUES,
-        "model_fingerprint": MODEL,
-        "rewards_fingerprint": fake_calibration().info.rewards_fingerprint,
-    }
-    return find_calibration(
-        named, tmp_path / "kept.npz", tmp_path / "shipped.npz", **options | changes
-    )
-
-
-def test_none_anywhere(tmp_path):
-    assert find(tmp_path) is None
-
-
-def test_the_named_one_comes_before_the_kept_one_before_the_shipped_one(tmp_path):
-    named = tmp_path / "named.npz"
-    for seed, name in enumerate(("shipped", "kept", "named")):
-        made(seed).save(tmp_path / f"{name}.npz")
-    assert find(tmp_path, named).id == made(2).id
-    assert find(tmp_path).id == made(1).id
-    (tmp_path / "kept.npz").unlink()
-    assert find(tmp_path).id == made(0).id
-
-
-def test_the_shipped_one_is_for_its_own_models_only(tmp_path):
-    made().save(tmp_path / "shipped.npz")
-    assert find(tmp_path, model_fingerprint="0" * 64) is None
-    assert find(tmp_path, rewards_fingerprint="0" * 64) is None
-
-
-def test_the_named_one_is_used_whatever_it_was_made_with(tmp_path):
-    named = tmp_path / "named.npz"
-    made().save(named)
-    assert find(tmp_path, named, model_fingerprint="0" * 64).id == made().id
-
-
-def test_named_one_that_is_not_there_is_not_replaced_by_another(tmp_path):
-    made().save(tmp_path / "kept.npz")
-    with pytest.raises(CalibrationError, match=r"named\.npz"):
-        find(tmp_path, tmp_path / "named.npz")
-
-
-@pytest.mark.parametrize("name", ["named", "kept"])
-@pytest.mark.parametrize("values", [("words",), ("variety", "words", "log_likelihood")])
-def test_other_values_are_refused(tmp_path, name, values):
-    path = tmp_path / f"{name}.npz"
-    made(values=values).save(path)
-    with pytest.raises(CalibrationError) as caught:
-        find(tmp_path, path if name == "named" else None)
-    told = str(caught.value)
-    assert str(path) in told
-    assert "palette calibrate" in told
-    assert ", ".join(values) in told
-    assert ", ".join(VALUES) in told
-
-
-def test_kept_one_that_is_damaged_is_told_not_overlooked(tmp_path):
-    made().save(tmp_path / "shipped.npz")
-    cut(0.5)(tmp_path / "kept.npz")
-    with pytest.raises(CalibrationError, match=r"kept\.npz"):
-        find(tmp_path)
+# where it is kept
 
 
 def test_default_path_differs_with_every_part(tmp_path):

@@ -11,9 +11,8 @@ import pytest
 
 from rewards import Message, RewardError, ScoringError
 from server import embedded
-from server.app import calibration_path
 from server.backends.base import BackendError, PromptError, SamplingSettings
-from server.calibration import CalibrationError, load_calibration
+from server.calibration import CalibrationError, folder_of, load_calibration
 from server.calibrator import FEWEST_PROMPTS, calibrate
 from tests.server.conftest import run_fake
 from tests.server.fakes import FakeBackend, lexical_rewards
@@ -235,8 +234,7 @@ async def test_server_calibrates_itself(tmp_path, self_calibrating):
         told = await background(running)
         assert (told["state"], told["done"], told["total"]) == ("done", 20, 20)
         report = (await running.chat(palette=SHORT)).json()["palette"]
-        aligner = running.context.aligner
-        path = calibration_path(self_calibrating, aligner.backend, aligner.rewards)
+        (path,) = folder_of(self_calibrating.state_dir).iterdir()
     assert report["calibration"]["valid"]
     assert report["calibration"]["prompts"] == 20
     assert load_calibration(path).id == report["calibration"]["id"]
@@ -290,6 +288,19 @@ async def test_server_that_stops_does_not_finish_its_calibration(tmp_path, self_
         await until(lambda: backend.n_started > 0)
     assert backend.n_cancelled == backend.n_started
     assert not list(tmp_path.rglob("*.npz"))
+
+
+async def test_next_start_continues_what_the_last_one_began(tmp_path, self_calibrating):
+    backend = FakeBackend()
+    backend.permits = asyncio.Semaphore(8 * 7)  # those of seven prompts, four at a time
+    async with run_fake(tmp_path, self_calibrating, backend, is_calibrated=False) as running:
+        await until(lambda: running.context.calibrating.done >= 3)
+    async with run_fake(tmp_path, self_calibrating, is_calibrated=False) as running:
+        await until(lambda: running.context.calibrating.state == "done")
+        report = (await running.chat(palette=SHORT)).json()["palette"]
+        assert running.backend.n_started <= 17 + 1
+    assert report["calibration"]["valid"]
+    assert report["calibration"]["prompts"] == 20
 
 
 async def test_no_calibration_when_the_operator_wants_none(tmp_path, self_calibrating, caplog):

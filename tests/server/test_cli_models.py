@@ -14,12 +14,14 @@ import subprocess
 import sys
 import time
 from contextlib import contextmanager
+from pathlib import Path
 
 import httpx
 import pytest
 from typer.testing import CliRunner
 
 from server import embedded
+from server.calibration import load_calibration, system_of
 from server.cli import app
 from server.settings import PREFIX
 from tests.server.fakes import LEXICAL_REWARDS
@@ -128,7 +130,8 @@ def test_busy_server_stops_too():
             _, rest = process.communicate(timeout=60)
     assert process.returncode == 0
     assert "Traceback" not in rest
-    assert not os.path.exists(os.environ["PALETTE_STATE_DIR"])
+    left = [path for path in Path(os.environ["PALETTE_STATE_DIR"]).rglob("*") if path.is_file()]
+    assert [path.name.partition(".npz")[2] for path in left] == [".partial"]
 
 
 # serve, where it does not start
@@ -209,7 +212,8 @@ def calibration(folder):
         )  # fmt: skip
         assert told.exit_code == 0, told.stderr
         assert told.stdout == ""
-        assert told.stderr == f"calibration written to {path}\n"
+        made = load_calibration(path).id
+        assert told.stderr == f"calibration {made} written to {path}\n"
     return path
 
 
@@ -241,6 +245,82 @@ def test_calibrate_is_reproducible(folder, calibration):
         for path in (calibration, again)
     )
     assert first["multipliers"]["words"] == pytest.approx(second["multipliers"]["words"], rel=1e-3)
+
+
+@pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGINT])
+def test_calibrate_stopped_and_continued_loses_nothing(folder, tmp_path, sent):
+    """One prompt at a time, so that sums are rounded alike: the bytes are the same."""
+    out, whole = tmp_path / "out.npz", folder / "whole.npz"
+    command = ["calibrate", "--limit", 48, "--candidates", 4, "--concurrency", 1, "--out"]
+    if not whole.exists():
+        assert palette(*command, whole).exit_code == 0
+    partial = tmp_path / "out.npz.partial"
+    with ending(start(*command, out)) as process:
+        while process.poll() is None:
+            if partial.exists() and partial.read_bytes().count(b"\n") > 3:
+                process.send_signal(sent)
+                break
+            time.sleep(0.002)
+        _, err = process.communicate(timeout=PATIENCE_S)
+    n_kept = partial.read_bytes().count(b"\n") - 1
+    assert 2 < n_kept < 48
+    assert not out.exists()
+    assert process.returncode == (-signal.SIGKILL if sent == signal.SIGKILL else 130)
+    assert "Traceback" not in err
+    assert palette(*command, out).exit_code == 0
+    assert not partial.exists()
+    one, other = load_calibration(out), load_calibration(whole)
+    assert one.pilot.rewards.tobytes() == other.pilot.rewards.tobytes()
+    assert one.info.systems == other.info.systems
+    assert one.info.longest_answer_tokens == other.info.longest_answer_tokens
+    assert one.info.chat_template is not None
+
+
+def test_calibrate_for_a_system_prompt(folder, tmp_path):
+    """Requests with that system prompt, and no others, get it."""
+    file = tmp_path / "system.txt"
+    file.write_text("You are terse.\n")
+    common = ["calibrate", "--prompts", folder / "prompts.jsonl", "--candidates", 4]
+    assert palette(*common).exit_code == 0
+    told = palette(*common, "--system-file", file, "--name", "terse", "--seed", 1)
+    assert told.exit_code == 0, told.stderr
+    kept = sorted((tmp_path / "state" / "calibrations").glob("*.npz"))
+    infos = [load_calibration(path).info for path in kept]
+    assert len(kept) == 2
+    terse = system_of([{"role": "system", "content": "You are terse."}])
+    assert {info.name: terse in info.systems for info in infos} == {None: False, "terse": True}
+    assert next(info for info in infos if info.name).systems == {terse: N_PROMPTS + 2}
+    wanted = {"targets": {"words": {"gain": 0.1}}, "candidates": 4}
+    with ending(start("serve", "--port", 0, "--no-calibrate")) as process:
+        url, _ = address(process)
+        there = httpx.get(f"{url}/v1/palette/calibrations", timeout=PATIENCE_S).json()
+        by_name = {one["name"]: one["id"] for one in there["calibrations"]}
+        plain = chat(url, palette=wanted).json()["palette"]["calibration"]
+        system = [{"role": "system", "content": "You are terse."}, *MESSAGES]
+        for_it = chat(url, messages=system, palette=wanted).json()["palette"]["calibration"]
+        named = wanted | {"calibration": "terse"}
+        asked = chat(url, palette=named).json()["palette"]["calibration"]
+    assert (plain["id"], plain["warnings"]) == (by_name[None], [])
+    assert (for_it["id"], for_it["warnings"]) == (by_name["terse"], [])
+    assert asked["id"] == by_name["terse"]
+    assert "this conversation has none" in asked["warnings"][0]
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (["--prompts", "a.jsonl", "--dataset", "b/c"], "two sources"),
+        (["--system", "a", "--system-file", "b"], "the same thing"),
+        (["--system-file", "nowhere.txt"], "nowhere.txt cannot be read"),
+        (["--name", "a b"], "--name is"),
+        (["--name", "../up"], "--name is"),
+    ],
+)
+def test_calibrate_with_options_that_make_no_sense(options, told):
+    found = palette("calibrate", *options)
+    assert found.exit_code == 2
+    assert told in found.stderr
+    assert found.stderr.count("\n") == 1
 
 
 def test_calibrate_with_too_few_prompts(folder):
