@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 from pydantic import ValidationError
 
-from server import cli_solver
+from server import cli_evaluate, cli_solver
 from server.backends.base import ModelLoadError
 from server.backends.vllm_options import parse_options
 from server.cli_support import BAD_USAGE, FAILED, Seed, fail, json_option, run
@@ -43,6 +43,7 @@ for command in (
     cli_solver.spread,
     cli_solver.negotiate,
     cli_solver.interference,
+    cli_evaluate.evaluate,
 ):
     app.command()(command)
 

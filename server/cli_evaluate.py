@@ -1,0 +1,107 @@
+"""The command that evaluates palettes on held-out prompts."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from pydantic import ValidationError
+
+from server.cli_support import BAD_USAGE, AsJson, Seed, fail, json_option, run
+from server.schemas import PaletteOptions
+from server.settings import Settings, SettingsError, load_settings
+
+
+def evaluate(
+    prompts: Annotated[
+        Path,
+        typer.Argument(help="JSONL of strings or messages, not those of the calibration."),
+    ],
+    palette: Annotated[
+        list[str],
+        typer.Option(help='JSON, as `{"targets": {...}}`; repeat to compare palettes.'),
+    ],
+    out: Annotated[
+        Path, typer.Option(help="Folder to write; continued when it exists.", file_okay=False)
+    ] = Path("evaluation"),
+    candidates: Annotated[int, typer.Option(min=2, max=1024, help="N, per prompt.")] = 16,
+    limit: Annotated[int | None, typer.Option(min=2, help="Only the first prompts.")] = None,
+    keep_texts: Annotated[
+        bool, typer.Option("--keep-texts", help="Write the answers' texts to the folder too.")
+    ] = False,
+    html: Annotated[bool, typer.Option(help="Write report.html, with plots.")] = True,
+    model: Annotated[
+        str | None, typer.Option(help="Local folder or hub name; by default the embedded model.")
+    ] = None,
+    rewards: Annotated[Path | None, typer.Option(help="YAML file of values.")] = None,
+    calibration: Annotated[Path | None, typer.Option(help="Calibration file.")] = None,
+    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = None,
+    temperature: Annotated[float | None, typer.Option(min=0, max=2)] = None,
+    top_p: Annotated[float | None, typer.Option(min=0, max=1)] = None,
+    top_k: Annotated[int | None, typer.Option(min=0)] = None,
+    max_tokens: Annotated[
+        int | None, typer.Option(min=1, help="Longest answer, in tokens.")
+    ] = None,
+    concurrency: Annotated[int, typer.Option(min=1, help="Prompts in flight.")] = 4,
+    seed: Seed = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Serve held-out prompts under palettes: realised against asked, and against other methods.
+
+    Candidates are sampled once and kept as numbers in the folder: run it again to continue, with
+    other palettes to compare them on the same candidates, or with more prompts.
+
+    Example: `palette evaluate heldout.jsonl --palette '{"targets": {"helpful": {"gain": 0.3}}}'
+    --palette '{"targets": {"helpful": {"gain": 0.3}, "harmless": "keep"}}' --limit 200`
+    """
+    options = [_palette(text) for text in palette]
+    settings = _settings(
+        model=model,
+        rewards=rewards,
+        calibration=calibration,
+        device=device,
+        temperature=temperature,
+        top_p=top_p,
+        top_k=top_k,
+        max_tokens=max_tokens,
+    )
+    if html and importlib.util.find_spec("matplotlib") is None:
+        fail(
+            'report.html needs matplotlib: pip install "palette-server[evaluate]", or leave the '
+            "page out with --no-html",
+            BAD_USAGE,
+        )
+    # torch and scipy are slow to import: not for `palette --help`
+    from server.evaluation.job import evaluate_file
+    from server.evaluation.tables import print_report
+
+    report = run(
+        evaluate_file(
+            settings, prompts, out, options, n_candidates=candidates, limit=limit,
+            concurrency=concurrency, seed=seed, keep_texts=keep_texts, is_page_wanted=html,
+        )
+    )  # fmt: skip
+    if as_json:
+        typer.echo(json.dumps(report, allow_nan=False, ensure_ascii=False))
+    else:
+        print_report(report)
+    typer.echo(f"report written to {out}", err=True)
+
+
+def _settings(**given: Any) -> Settings:
+    try:
+        return load_settings(**given)
+    except SettingsError as error:
+        fail(str(error), BAD_USAGE)
+
+
+def _palette(text: str) -> PaletteOptions:
+    try:
+        return PaletteOptions.model_validate(json_option("--palette", text))
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        fail(f"--palette: {where}: {first['msg']}", BAD_USAGE)
