@@ -215,7 +215,7 @@ class Comparison:
         return told
 
 
-def base_levels(pilot: PilotSet, collected: Collected) -> Json:
+def base_levels(pilot: PilotSet, rewards: FloatArray, cluster: npt.NDArray[np.intp]) -> Json:
     """Return, by value, the base model's level on these prompts and on the calibration's.
 
     ``shift_sigma`` is their difference in within-prompt standard deviations, with the 95 % interval
@@ -223,8 +223,8 @@ def base_levels(pilot: PilotSet, collected: Collected) -> Json:
     calibration was made with, and what it promises is not for them. ``is_shifted`` says so only
     where it would be rare to say it of any value by chance (Bonferroni, 5 % for all together).
     """
-    everywhere = np.ones((len(collected.rewards), 1), dtype=bool)
-    here = mean_over_prompts(collected.rewards.mean(axis=1)[:, None], everywhere, collected.cluster)
+    everywhere = np.ones((len(rewards), 1), dtype=bool)
+    here = mean_over_prompts(rewards.mean(axis=1)[:, None], everywhere, cluster)
     there = mean_over_prompts(
         pilot.prompt_means[:, None],
         np.ones((pilot.n_prompts, 1), dtype=bool),

@@ -12,6 +12,7 @@ from typing import Any, Final
 import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from server.evaluation.tables import LABELS
 
@@ -127,19 +128,25 @@ def radar_plot(values: Sequence[str], palette: Json) -> str:
                 markersize=4, lw=1.6, linestyle=line, label=LABELS[name],
             )  # fmt: skip
         span = max(high - low, 0.2)
-        axes.set_rlim(low - 0.35 * span, high + 0.05 * span)
+        rim = high + 0.05 * span
+        axes.set_rlim(low - 0.35 * span, rim)
         axes.set_theta_offset(math.pi / 2)
         axes.set_theta_direction(-1)
-        axes.set_xticks(angles, values)
-        axes.tick_params(axis="x", pad=10)
-        for label, angle in zip(axes.get_xticklabels(), angles, strict=True):
-            side = math.sin(angle)
-            label.set_horizontalalignment(
-                "center" if abs(side) < 0.1 else ("left" if side > 0 else "right")
-            )
+        axes.set_xticks(angles, [""] * len(values))
+        for value, angle in zip(values, angles, strict=True):
+            # The layout makes room for texts, and not for the labels of a round axis.
+            across, up = math.sin(angle), math.cos(angle)
+            axes.text(
+                angle, rim + 0.08 * span, value,
+                ha="center" if abs(across) < 0.1 else ("left" if across > 0 else "right"),
+                va="center" if abs(up) < 0.3 else ("bottom" if up > 0 else "top"),
+            )  # fmt: skip
         # Between two spokes, where no line has a corner.
         axes.set_rlabel_position(180 / len(values))
-        axes.tick_params(axis="y", labelsize=8, labelcolor="#555555")
+        axes.yaxis.set_major_locator(MaxNLocator(4))
+        axes.tick_params(axis="y", labelsize=8, labelcolor="#333333")
+        for label in axes.get_yticklabels():
+            label.set_bbox({"facecolor": "white", "edgecolor": "none", "pad": 0.6, "alpha": 0.75})
         axes.spines["polar"].set_visible(False)
         figure.legend(loc="outside lower center", ncols=3, columnspacing=1.2)
         drawn(

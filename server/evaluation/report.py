@@ -85,7 +85,7 @@ def make_report(
         },
         "values": list(pilot.values),
         "within_std": dict(zip(pilot.values, pilot.scale.tolist(), strict=True)),
-        "base": base_levels(pilot, collected),
+        "base": base_levels(pilot, collected.rewards, collected.cluster),
         "palettes": palettes,
         "navigation_efficiency": navigation_efficiency(palettes),
         "diversity_left_out": (
