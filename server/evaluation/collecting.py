@@ -247,8 +247,9 @@ async def _candidates(
 
 def _check(record: Json, rewards: RewardSuite, n_candidates: int) -> None:
     """Raise ValueError or KeyError for a line that cannot be one of this command's."""
-    columns = [record["rewards"][name] for name in rewards.names]
-    columns += [record["watched"][name] for name in watches_of(rewards).values()]
+    scored, watched = record["rewards"], record["watched"]
+    columns = [scored[name] for name in rewards.names]
+    columns += [watched[name] for name in watches_of(rewards).values()]
     columns += [record["tokens"], record["words"]]
     array = np.array(columns, dtype=np.float64)
     if array.shape != (len(columns), n_candidates) or not np.isfinite(array).all():

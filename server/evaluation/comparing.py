@@ -108,7 +108,7 @@ class Comparison:
 
         served = served_levels(weights, self.groups)
         levels, gains = mean(served), mean(served - self.base)
-        wins = mean(win_rates(weights, self.groups))
+        wins = mean(win_rates(method.weights, self.groups))
         divergence, size = mean(kl_and_ess(weights)).mean.tolist()
         tokens, n_words = mean(served_levels(weights, self.lengths)).mean.tolist()
         n = self.promise.n_candidates

@@ -10,6 +10,7 @@ the draw adds no noise (Rao & Blackwell; Owen, Monte Carlo theory, methods and e
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
@@ -25,6 +26,8 @@ IntArray = npt.NDArray[np.intp]
 # Intervals miss as often as this.
 MISSES: Final = 0.05
 _Z: Final = 1.959963984540054
+# With this many fresh answers of a prompt, others add time and little else.
+_MOST_FRESH: Final = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,22 +117,35 @@ def served_levels(weights: FloatArray, groups: FloatArray) -> FloatArray:
     return np.asarray(np.einsum("pgn,pgnc->pgc", weights, groups))
 
 
-def win_rates(weights: FloatArray, groups: FloatArray) -> FloatArray:
+def win_rates(choose: Callable[[FloatArray], FloatArray], groups: FloatArray) -> FloatArray:
     """Return, by group and value, the chance that the served answer beats a fresh base answer.
 
-    Shape (n_prompts, n_groups, n_values).
+    Shape (n_prompts, n_groups, n_values); a tie counts half.
+
+    Parameters
+    ----------
+    choose : callable
+        Returns the weights of the groups it is given.
+    groups : ndarray, shape (n_prompts, n_groups, N, n_values)
 
     Notes
     -----
-    A fresh draw lies below the k-th smallest of N others with probability k / (N + 1) (David &
-    Nagaraja, Order statistics, 2003, 2.3), so the served answer's rank among its own candidates
-    says how it fares against an answer that is not among them; ties share a rank. The rank is
-    exact for the base model's choice and for the best of N on this value, and close between.
+    Each candidate in turn (the first `_MOST_FRESH` of them) is the fresh answer, and the choice is
+    among the others: so the chance is that of a choice among N − 1, without bias. Comparing the
+    choice among all N with those it was chosen from would flatter it.
     """
-    from scipy.stats import rankdata  # slow to import
-
-    ranks = rankdata(groups, axis=2)
-    return served_levels(weights, ranks / (groups.shape[2] + 1))
+    n = groups.shape[2]
+    total = np.zeros((*groups.shape[:2], groups.shape[3]))
+    if n == 1:
+        return total + 0.5
+    counts = np.zeros((*groups.shape[:2], 1))
+    for k in range(min(n, _MOST_FRESH)):
+        others, fresh = np.delete(groups, k, axis=2), groups[:, :, k : k + 1]
+        weights = choose(others)
+        wins = (others > fresh) + 0.5 * (others == fresh)
+        total += served_levels(weights, wins)
+        counts += weights.any(axis=-1)[..., None]
+    return total / np.maximum(counts, 1.0)
 
 
 def kl_and_ess(weights: FloatArray) -> FloatArray:

@@ -46,9 +46,9 @@ def self_bleu(texts: Sequence[Sequence[str]]) -> float | None:
     Self-BLEU: Zhu et al., SIGIR 2018, arXiv 1802.01886. BLEU: Papineni et al., ACL 2002, with the
     closest reference length; of a single sentence as sacrebleu does it: orders that the sentence
     is too short for are left out, and the k-th order without a match counts as 1 / (2^k · n-grams)
-    (Chen & Cherry, WMT 2014, method 3). An n-gram is clipped at its largest count in any other
-    text, so the two largest counts of each n-gram are all that has to be known: time is linear in
-    the number of texts.
+    (Chen & Cherry, WMT 2014, method 3), unless none has one: then the score is 0. An n-gram is
+    clipped at its largest count in any other text, so the two largest counts of each n-gram are
+    all that has to be known: time is linear in the number of texts.
     """
     spoken = [text for text in texts if text]
     if len(spoken) < 2:
@@ -79,6 +79,9 @@ def self_bleu(texts: Sequence[Sequence[str]]) -> float | None:
             else:
                 n_missing += 1
                 logs.append(-math.log(2**n_missing * total))
+        if n_missing == len(logs):
+            scores.append(0.0)
+            continue
         lengths[len(text)] -= 1
         closest = min((n for n in lengths if lengths[n]), key=lambda n: (abs(n - len(text)), n))
         lengths[len(text)] += 1
