@@ -138,14 +138,14 @@ def win_rates(choose: Callable[[FloatArray], FloatArray], groups: FloatArray) ->
     total = np.zeros((*groups.shape[:2], groups.shape[3]))
     if n == 1:
         return total + 0.5
-    counts = np.zeros((*groups.shape[:2], 1))
+    n_served = np.zeros(groups.shape[:2])
     for k in range(min(n, _MOST_FRESH)):
         others, fresh = np.delete(groups, k, axis=2), groups[:, :, k : k + 1]
         weights = choose(others)
         wins = (others > fresh) + 0.5 * (others == fresh)
         total += served_levels(weights, wins)
-        counts += weights.any(axis=-1)[..., None]
-    return total / np.maximum(counts, 1.0)
+        n_served += np.asarray(weights.any(axis=-1))
+    return np.asarray(total / np.maximum(n_served, 1.0)[..., None])
 
 
 def kl_and_ess(weights: FloatArray) -> FloatArray:

@@ -1,12 +1,13 @@
 """Do promised intervals hold what is realised? Random palettes on held-out prompts.
 
-    python -m tests.benchmarks.coverage --pool heldout.npz --out coverage.json
+    python -m tests.benchmarks.coverage --pool heldout.npz [other.npz ...] --out coverage.json
 
 Makes random palettes that are feasible at each N, solves them on the calibration that ships, and
 serves them on fresh candidates of held-out prompts (the pool of `tests.benchmarks.fidelity`). A
 level is covered when the realised mean lies within the promise's own error and that of the held-out
 prompts, both variances together, at 95 %. Levels of one pool are correlated, and so are palettes on
-one calibration: the figure of one pool has no binomial error. The same is therefore done on random
+one calibration: the figure of one pool has no binomial error. Several pools have a table each, and
+one together. The same is therefore done on random
 halves, solved on one and tested on the other, of three kinds of prompts:
 
 calibration      halves of the calibration's own prompts: nothing but sampling differs
@@ -173,7 +174,9 @@ def print_values(rows: list[dict], base: dict) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--pool", type=Path, required=True, help="made by the fidelity benchmark")
+    parser.add_argument(
+        "--pool", type=Path, nargs="+", required=True, help="made by the fidelity benchmark"
+    )
     parser.add_argument("--out", type=Path, help="JSON with every level")
     parser.add_argument("--palettes", type=int, default=100, help="feasible ones for each N")
     parser.add_argument("--halvings", type=int, default=20)
@@ -181,20 +184,27 @@ def main() -> None:
     arguments = parser.parse_args()
 
     pilot = load_calibration(embedded.CALIBRATION).pilot
-    pool = PilotSet.load(arguments.pool)
+    pools = [PilotSet.load(path) for path in arguments.pool]
+    if len(pools) > 1:
+        n_candidates = min(pool.n_candidates for pool in pools)
+        together = np.concatenate([pool.rewards[:, :n_candidates] for pool in pools])
+        pools.append(PilotSet(together, pilot.values))
     print(
-        f"calibration {pilot.n_prompts} x {pilot.n_candidates}, held-out {pool.n_prompts} x "
-        f"{pool.n_candidates}; {arguments.palettes} random feasible palettes for each N\n"
+        f"calibration {pilot.n_prompts} x {pilot.n_candidates}; {arguments.palettes} random "
+        "feasible palettes for each N"
     )
-    rows = rows_of(pilot, pool.rewards, arguments.palettes, SEED, with_paper=True)
-    print_table(rows)
-    print(
-        f"\nall {len(rows)} levels: {share(rows):.1%} covered; gains: "
-        f"{share(rows, 'gain_half', 'gain_error'):.1%}"
-    )
-    everyone = np.arange(pool.n_prompts)
-    base = base_levels(pilot, pool.rewards, everyone)
-    print_values(rows, base)
+    tables = []
+    for pool in pools:
+        print(f"\nheld-out {pool.n_prompts} x {pool.n_candidates}\n")
+        rows = rows_of(pilot, pool.rewards, arguments.palettes, SEED, with_paper=True)
+        print_table(rows)
+        print(
+            f"\nall {len(rows)} levels: {share(rows):.1%} covered; gains: "
+            f"{share(rows, 'gain_half', 'gain_error'):.1%}"
+        )
+        base = base_levels(pilot, pool.rewards, np.arange(pool.n_prompts))
+        print_values(rows, base)
+        tables.append({"prompts": pool.n_prompts, "levels": rows, "base": base})
 
     found = {}
     for kind in ("calibration", "held-out", "across"):
@@ -220,9 +230,7 @@ def main() -> None:
             flush=True,
         )
     if arguments.out:
-        arguments.out.write_text(
-            json.dumps({"levels": rows, "base": base, "halvings": found}, indent=1)
-        )
+        arguments.out.write_text(json.dumps({"pools": tables, "halvings": found}, indent=1))
 
 
 if __name__ == "__main__":

@@ -171,6 +171,7 @@ def test_paper_asks_for_the_levels_that_are_served(pilot):
     assert solution.fraction < 1
     found = paper_solution(palette, solution, pilot)
     assert found.multipliers[2] == pytest.approx(0.1)
+    assert found.multipliers[0] > 0 > found.multipliers[1]
     assert dict(found.targets) == dict(solution.targets)
     assert bounds_of(palette, solution, "words") == (-math.inf, solution.targets["words"])
     assert bounds_of(palette, solution, "helpful") == (solution.targets["helpful"], math.inf)

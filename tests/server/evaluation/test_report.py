@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from server.evaluation import tables
+from server.evaluation import plots, tables
 from server.evaluation.collecting import Collected
 from server.evaluation.comparing import Comparison
 from server.evaluation.job import curves, promised
@@ -357,6 +357,10 @@ def test_names_are_escaped(made):
     page = make_page(json.loads(text))
     assert "<b>" not in page
     assert "&lt;b&gt;wörds&lt;/b&gt; $x_1$ &amp; co" in page
+    for plot in (plots.error_plot, functools.partial(plots.radar_plot, ["<$x_1$>", "a", "b"])):
+        renamed = json.dumps(report["palettes"][0]).replace('"words"', '"<$x_1$>"')
+        renamed = renamed.replace('"variety"', '"a"').replace('"log_likelihood"', '"b"')
+        assert "&lt;$x_1$&gt;</text>" in plot(json.loads(renamed))
 
 
 def test_page_of_a_method_that_cannot_be_used(made):
