@@ -87,6 +87,8 @@ class Comparison:
                 for i, value in enumerate(values)
             },
             "repair": self.promise.repair,
+            "limited_by": solution.limited_by,
+            "fraction": solution.fraction,
             "methods": {
                 method.name: self._figures(method)
                 for method in methods_of(self.promise, self.pilot)

@@ -30,6 +30,7 @@ def make_page(report: Json) -> str:
                 tables.errors_table(palette),
                 tables.methods_table(palette),
             ],
+            "status": tables.told_status(palette),
             "warnings": tables.told_watches(palette),
             "plots": _plots(report, palette),
         }

@@ -199,8 +199,9 @@ def _curve(axes: Axes, curve: Json, palette: Json) -> None:
             fmt=marker, color=colour, markersize=6, capsize=2, elinewidth=1, label=LABELS[name],
         )  # fmt: skip
     axes.locator_params(axis="x", nbins=5)
-    axes.set_xlabel(first)
-    axes.set_ylabel(second)
+    less = {value: " (less is wanted)" for value, sense in palette["senses"].items() if sense < 0}
+    axes.set_xlabel(first + less.get(first, ""))
+    axes.set_ylabel(second + less.get(second, ""))
     axes.grid(True)
     axes.set_axisbelow(True)
 

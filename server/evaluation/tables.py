@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -39,9 +40,8 @@ def print_report(report: Json) -> None:
     for palette in report["palettes"]:
         title = f"\n{palette['name']}: {palette['text']}; N = {palette['candidates']}"
         out.print(title, style="bold", soft_wrap=True, markup=False)
-        if palette["status"] != "met":
-            served = palette["served_palette"]["targets"]
-            out.print(f"served as {palette['status']}: {served}", soft_wrap=True, markup=False)
+        for text in told_status(palette):
+            out.print(text, soft_wrap=True, markup=False)
         for make in (levels_table, errors_table, methods_table):
             out.print()
             _print(make(palette))
@@ -80,6 +80,20 @@ def warnings_of(report: Json) -> list[str]:
     return found
 
 
+def told_status(palette: Json) -> list[str]:
+    """Return a sentence where other levels than the palette's own are served and compared."""
+    found = []
+    if palette["repair"] is not None:
+        served = json.dumps(palette["served_palette"]["targets"])
+        found.append(f"It cannot be had with so many candidates; served and compared is {served}.")
+    if palette["limited_by"] is not None:
+        found.append(
+            f"Its {palette['limited_by']} stops it {palette['fraction']:.0%} of the way from the "
+            "base model to what it names; what it asks for below is that far."
+        )
+    return found
+
+
 def told_watches(palette: Json) -> list[str]:
     """Return a sentence for every value whose watch parts ways with it."""
     return [
@@ -106,6 +120,11 @@ def notes_of(report: Json) -> list[str]:
         "strong as costs the palette's KL on the calibration. Paper's λ: MAP's pooled dual at "
         "N = infinity on one answer a prompt, solved exactly, for the same levels.",
     ]
+    if len(report["palettes"]) > 1:
+        notes.append(
+            "Navigation efficiency, after MAP: the share of palettes whose values all improve on "
+            "the base model, by mean reward, and by the chance of more than a half to beat it."
+        )
     if report["diversity_left_out"]:
         notes.append(f"Diversity is left out: {report['diversity_left_out']}.")
     else:
@@ -202,7 +221,7 @@ def navigation_table(report: Json) -> Table:
         for name, one in report["navigation_efficiency"].items()
     ]
     return Table(
-        "Navigation efficiency: palettes whose values all improve",
+        "Navigation efficiency",
         ("method", "by reward", "by win rate", "of"),
         rows,
     )

@@ -48,7 +48,7 @@ METHOD_FIELDS = {
 }  # fmt: skip
 PALETTE_FIELDS = {
     "name", "palette", "text", "status", "served_palette", "candidates", "asked", "senses",
-    "promised", "repair", "methods", "frontiers",
+    "promised", "repair", "limited_by", "fraction", "methods", "frontiers",
 }  # fmt: skip
 REPORT_FIELDS = {
     "format", "created", "palette_version", "model", "prompts", "candidates", "seed", "confidence",
@@ -288,6 +288,24 @@ def test_told():
         "a quantile 0.6 of traffic, b keep, c at most 3, a floor -1.5, KL at most 2"
     )
     assert told(PaletteOptions()) == "nothing asked"
+
+
+async def test_levels_other_than_the_palettes_own_are_told(aligner):
+    aligner.calibration = fake_calibration()
+    palettes = [
+        PaletteOptions(targets={"words": {"at_least": 30}}, on_infeasible="repair"),
+        PaletteOptions(targets={"words": {"gain": 0.8}}, max_kl=0.1),
+        PALETTES[0],
+    ]
+    promises = await promised(aligner, palettes, N)
+    report = report_of(palettes, promises, made_once()[1])
+    repaired, limited, met = (tables.told_status(palette) for palette in report["palettes"])
+    assert "cannot be had" in repaired[0]
+    assert re.search(r"max_kl stops it \d\d % of the way", limited[0].replace("%", " %"))
+    assert met == []
+    page = html.unescape(make_page(report))
+    assert repaired[0] in page
+    assert limited[0] in page
 
 
 # curves
