@@ -6,14 +6,28 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from pydantic import ValidationError
 
 from server import cli_evaluate, cli_solver
 from server.backends.base import ModelLoadError
 from server.backends.vllm_options import parse_options
-from server.cli_support import BAD_USAGE, FAILED, Seed, fail, json_option, run
-from server.schemas import PaletteOptions
-from server.settings import Settings, SettingsError, load_settings
+from server.cli_support import (
+    BAD_USAGE,
+    FAILED,
+    CalibrationFile,
+    Device,
+    MaxTokens,
+    Model,
+    Rewards,
+    Seed,
+    Temperature,
+    TopK,
+    TopP,
+    fail,
+    json_option,
+    load_options,
+    palette_option,
+    run,
+)
 
 app = typer.Typer(
     name="palette",
@@ -24,17 +38,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-
-Model = Annotated[
-    str | None, typer.Option(help="Local folder or hub name; by default the embedded model.")
-]
-Rewards = Annotated[Path | None, typer.Option(help="YAML file of values.", dir_okay=False)]
-CalibrationFile = Annotated[Path | None, typer.Option(help="Calibration file.", dir_okay=False)]
-Device = Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1, ...")]
-Temperature = Annotated[float | None, typer.Option(min=0, max=2)]
-TopP = Annotated[float | None, typer.Option(min=0, max=1)]
-TopK = Annotated[int | None, typer.Option(min=0)]
-MaxTokens = Annotated[int | None, typer.Option(min=1, help="Longest answer, in tokens.")]
 
 
 for command in (
@@ -114,7 +117,7 @@ def serve(
     Example: `palette serve --model Qwen/Qwen3-8B --port 9000 --tensor-parallel-size 2`
     """
     default_palette = None if palette is None else json_option("--palette", palette)
-    settings = _settings(
+    settings = load_options(
         model=model,
         rewards=rewards,
         calibration=calibration,
@@ -174,7 +177,7 @@ def calibrate(
 
     Example: `palette calibrate --prompts my-prompts.jsonl --candidates 32`
     """
-    settings = _settings(
+    settings = load_options(
         model=model,
         rewards=rewards,
         device=device,
@@ -217,8 +220,8 @@ def generate(
     Example: `palette generate prompts.jsonl --out answers.jsonl --palette
     '{"targets": {"helpful": {"quantile": 0.7}}}'`
     """
-    options = _palette(palette)
-    settings = _settings(
+    options = palette_option(palette)
+    settings = load_options(
         model=model,
         rewards=rewards,
         calibration=calibration,
@@ -251,17 +254,10 @@ def score(
 
     Example: `palette score answers.jsonl --out scores.jsonl`
     """
-    settings = _settings(rewards=rewards, rewards_device=device)
+    settings = load_options(rewards=rewards, rewards_device=device)
     from server import jobs
 
     run(jobs.score_to_file(settings, file, out))
-
-
-def _settings(**given: Any) -> Settings:
-    try:
-        return load_settings(**given)
-    except SettingsError as error:
-        fail(str(error), BAD_USAGE)
 
 
 def _engine_options(arguments: list[str]) -> dict[str, Any] | None:
@@ -269,15 +265,3 @@ def _engine_options(arguments: list[str]) -> dict[str, Any] | None:
         return parse_options(arguments) or None
     except ModelLoadError as error:
         fail(str(error), BAD_USAGE)
-
-
-def _palette(text: str) -> PaletteOptions | None:
-    value = json_option("--palette", text)
-    if value is None:
-        return None
-    try:
-        return PaletteOptions.model_validate(value)
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        fail(f"--palette: {where}: {first['msg']}", BAD_USAGE)

@@ -5,14 +5,28 @@ from __future__ import annotations
 import importlib.util
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
-from pydantic import ValidationError
 
-from server.cli_support import BAD_USAGE, AsJson, Seed, fail, json_option, run
+from server.cli_support import (
+    BAD_USAGE,
+    AsJson,
+    CalibrationFile,
+    Device,
+    MaxTokens,
+    Model,
+    Rewards,
+    Seed,
+    Temperature,
+    TopK,
+    TopP,
+    fail,
+    load_options,
+    palette_option,
+    run,
+)
 from server.schemas import PaletteOptions
-from server.settings import Settings, SettingsError, load_settings
 
 
 def evaluate(
@@ -33,18 +47,14 @@ def evaluate(
         bool, typer.Option("--keep-texts", help="Write the answers' texts to the folder too.")
     ] = False,
     html: Annotated[bool, typer.Option(help="Write report.html, with plots.")] = True,
-    model: Annotated[
-        str | None, typer.Option(help="Local folder or hub name; by default the embedded model.")
-    ] = None,
-    rewards: Annotated[Path | None, typer.Option(help="YAML file of values.")] = None,
-    calibration: Annotated[Path | None, typer.Option(help="Calibration file.")] = None,
-    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = None,
-    temperature: Annotated[float | None, typer.Option(min=0, max=2)] = None,
-    top_p: Annotated[float | None, typer.Option(min=0, max=1)] = None,
-    top_k: Annotated[int | None, typer.Option(min=0)] = None,
-    max_tokens: Annotated[
-        int | None, typer.Option(min=1, help="Longest answer, in tokens.")
-    ] = None,
+    model: Model = None,
+    rewards: Rewards = None,
+    calibration: CalibrationFile = None,
+    device: Device = None,
+    temperature: Temperature = None,
+    top_p: TopP = None,
+    top_k: TopK = None,
+    max_tokens: MaxTokens = None,
     concurrency: Annotated[int, typer.Option(min=1, help="Prompts in flight.")] = 4,
     seed: Seed = 0,
     as_json: AsJson = False,
@@ -57,8 +67,8 @@ def evaluate(
     Example: `palette evaluate heldout.jsonl --palette '{"targets": {"helpful": {"gain": 0.3}}}'
     --palette '{"targets": {"helpful": {"gain": 0.3}, "harmless": "keep"}}' --limit 200`
     """
-    options = [_palette(text) for text in palette]
-    settings = _settings(
+    options = [palette_option(text) or PaletteOptions() for text in palette]
+    settings = load_options(
         model=model,
         rewards=rewards,
         calibration=calibration,
@@ -89,19 +99,3 @@ def evaluate(
     else:
         print_report(report)
     typer.echo(f"report written to {out}", err=True)
-
-
-def _settings(**given: Any) -> Settings:
-    try:
-        return load_settings(**given)
-    except SettingsError as error:
-        fail(str(error), BAD_USAGE)
-
-
-def _palette(text: str) -> PaletteOptions:
-    try:
-        return PaletteOptions.model_validate(json_option("--palette", text))
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        fail(f"--palette: {where}: {first['msg']}", BAD_USAGE)

@@ -7,9 +7,14 @@ import json
 import logging
 import sys
 from collections.abc import Callable, Coroutine
+from pathlib import Path
 from typing import Annotated, Any, NoReturn, TypeVar
 
 import typer
+from pydantic import ValidationError
+
+from server.schemas import PaletteOptions
+from server.settings import Settings, SettingsError, load_settings
 
 T = TypeVar("T")
 
@@ -18,6 +23,16 @@ FAILED, BAD_USAGE, INFEASIBLE = 1, 2, 3
 
 Seed = Annotated[int, typer.Option(min=0, help="Same seed, same answers.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Model = Annotated[
+    str | None, typer.Option(help="Local folder or hub name; by default the embedded model.")
+]
+Rewards = Annotated[Path | None, typer.Option(help="YAML file of values.", dir_okay=False)]
+CalibrationFile = Annotated[Path | None, typer.Option(help="Calibration file.", dir_okay=False)]
+Device = Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1, ...")]
+Temperature = Annotated[float | None, typer.Option(min=0, max=2)]
+TopP = Annotated[float | None, typer.Option(min=0, max=1)]
+TopK = Annotated[int | None, typer.Option(min=0)]
+MaxTokens = Annotated[int | None, typer.Option(min=1, help="Longest answer, in tokens.")]
 
 
 def json_option(name: str, text: str) -> Any:
@@ -26,6 +41,27 @@ def json_option(name: str, text: str) -> Any:
         return json.loads(text)
     except ValueError as error:
         fail(f"{name} is no JSON ({error}); quote it for the shell: '{{\"a\": 1}}'", BAD_USAGE)
+
+
+def load_options(**given: Any) -> Settings:
+    """Return the settings with the options of a command over them, or end with the remedy."""
+    try:
+        return load_settings(**given)
+    except SettingsError as error:
+        fail(str(error), BAD_USAGE)
+
+
+def palette_option(text: str) -> PaletteOptions | None:
+    """Return the palette that the text of an option means, None for `null`, or end."""
+    value = json_option("--palette", text)
+    if value is None:
+        return None
+    try:
+        return PaletteOptions.model_validate(value)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        fail(f"--palette: {where}: {first['msg']}", BAD_USAGE)
 
 
 def run(work: Coroutine[Any, Any, T]) -> T:

@@ -114,6 +114,7 @@ def notes_of(report: Json) -> list[str]:
         "which promised the level; the other methods promise nothing, and theirs have that of "
         "these prompts alone. An error is 0 where nothing binds and nothing lacks; ! marks one "
         "whose interval does not hold what was asked.",
+        "Wins: the chance that the served answer beats a fresh one of the base model. "
         "Improved: prompts on which every value that the palette wants more or less of is better "
         "than the base model's. KL in nats, of at most log N. Tokens and words are means of an "
         "answer: spent on all candidates, and served. Fixed weights: one weight for all, as "

@@ -397,6 +397,19 @@ def test_page_of_a_palette_whose_floors_refuse_everything(made):
     tables.print_report(report)
 
 
+async def test_palette_that_asks_for_nothing(aligner):
+    aligner.calibration = fake_calibration()
+    promises = await promised(aligner, [PaletteOptions()], N)
+    report = report_of([PaletteOptions()], promises, made_once()[1])
+    methods = report["palettes"][0]["methods"]
+    assert methods["palette"]["levels"] == methods["base"]["levels"]
+    assert "names no value" in methods["best_of_n"]["reason"]
+    page = make_page(report)
+    assert "nothing asked" in page
+    assert page.count("<svg ") == 1
+    tables.print_report(report)
+
+
 # palettes that cannot be evaluated
 
 
