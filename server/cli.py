@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from server import cli_evaluate, cli_solver
+from server import cli_bench, cli_evaluate, cli_solver
 from server.backends.base import ModelLoadError
 from server.backends.vllm_options import parse_options
 from server.cli_support import (
@@ -47,6 +47,7 @@ for command in (
     cli_solver.negotiate,
     cli_solver.interference,
     cli_evaluate.evaluate,
+    cli_bench.bench,
 ):
     app.command()(command)
 
