@@ -7,7 +7,7 @@ serves them on fresh candidates of held-out prompts (the pool of `tests.benchmar
 level is covered when the realised mean lies within the promise's own error and that of the held-out
 prompts, both variances together, at 95 %. Levels of one pool are correlated, and so are palettes on
 one calibration: the figure of one pool has no binomial error. Several pools have a table each, and
-one together. The same is therefore done on random
+one together, and are tested on each other without the calibration. The same is therefore done on random
 halves, solved on one and tested on the other, of three kinds of prompts:
 
 calibration      halves of the calibration's own prompts: nothing but sampling differs
@@ -205,6 +205,15 @@ def main() -> None:
         base = base_levels(pilot, pool.rewards, np.arange(pool.n_prompts))
         print_values(rows, base)
         tables.append({"prompts": pool.n_prompts, "levels": rows, "base": base})
+
+    if len(pools) > 1:
+        print("\nwithout the calibration: solved on one pool, tested on the other pools")
+        for k, pool in enumerate(pools[:-1]):
+            others = [one.rewards for i, one in enumerate(pools[:-1]) if i != k]
+            least = min(one.shape[1] for one in others)
+            tested = np.concatenate([one[:, :least] for one in others])
+            some = rows_of(pool, tested, arguments.halving_palettes, SEED, with_paper=False)
+            print(f"{arguments.pool[k].name}: {share(some):.1%} of {len(some)} levels")
 
     found = {}
     for kind in ("calibration", "held-out", "across"):
