@@ -7,8 +7,8 @@ serves them on fresh candidates of held-out prompts (the pool of `tests.benchmar
 level is covered when the realised mean lies within the promise's own error and that of the held-out
 prompts, both variances together, at 95 %. Levels of one pool are correlated, and so are palettes on
 one calibration: the figure of one pool has no binomial error. Several pools have a table each, and
-one together, and are tested on each other without the calibration. The same is therefore done on random
-halves, solved on one and tested on the other, of three kinds of prompts:
+one together, and are tested on each other without the calibration. The same is therefore done on
+random halves, solved on one and tested on the other, of three kinds of prompts:
 
 calibration      halves of the calibration's own prompts: nothing but sampling differs
 held-out         halves of the held-out prompts: the same
