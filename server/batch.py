@@ -6,7 +6,7 @@ import asyncio
 import hashlib
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -64,9 +64,45 @@ def answered(path: Path, key: str, n_prompts: int) -> dict[int, bool]:
     OutputError
         When the file holds something else, or lines of another run. It is left as it is.
     """
-    if not path.exists():
-        return {}
     found: dict[int, bool] = {}
+
+    def take(record: Any) -> bool:
+        index, run, is_refused = record["index"], record["run"], "error" in record
+        if run != key or type(index) is not int or not 0 <= index < n_prompts:
+            return False
+        found[index] = is_refused
+        return True
+
+    continue_lines(
+        path,
+        take,
+        "`palette generate`",
+        "answers to other prompts, or of another palette, seed, model, calibration or other "
+        "settings",
+    )
+    return found
+
+
+def continue_lines(path: Path, take: Callable[[Any], bool], command: str, others: str) -> None:
+    """Hand every line of a file to `take` and remove a last one that was cut in half.
+
+    Parameters
+    ----------
+    path : Path
+        JSONL whose lines begin with their index; it need not exist.
+    take : callable
+        Returns False for the record of another run; ValueError, KeyError and TypeError mean that
+        it is none at all.
+    command, others : str
+        What writes such files, and what such a file of another run holds.
+
+    Raises
+    ------
+    OutputError
+        When the file holds something else, or lines of another run. It is left as it is.
+    """
+    if not path.exists():
+        return
     remedy = "write to another file, or delete this one"
     with path.open("r+b") as file:
         whole = 0
@@ -74,21 +110,14 @@ def answered(path: Path, key: str, n_prompts: int) -> dict[int, bool]:
             if not line.endswith(b"\n") and line.startswith(_HEAD[: len(line)]):
                 break  # the process ended while it wrote this line
             try:
-                record = json.loads(line)
-                index, run, is_refused = record["index"], record["run"], "error" in record
+                is_ours = take(json.loads(line))
             except (ValueError, KeyError, TypeError, RecursionError) as error:
-                msg = f"{path} is no output of `palette generate`: {remedy}"
+                msg = f"{path} is no output of {command}: {remedy}"
                 raise OutputError(msg) from error
-            if run != key or type(index) is not int or not 0 <= index < n_prompts:
-                msg = (
-                    f"{path} holds answers to other prompts, or of another palette, seed, model, "
-                    f"calibration or other settings: {remedy}"
-                )
-                raise OutputError(msg)
-            found[index] = is_refused
+            if not is_ours:
+                raise OutputError(f"{path} holds {others}: {remedy}")
             whole += len(line)
         file.truncate(whole)
-    return found
 
 
 async def generate_file(
@@ -132,7 +161,7 @@ async def generate_file(
                     messages=prompts[index],
                     sampling=sampling,
                     n_choices=1,
-                    seed=_seed(seed, index),
+                    seed=seed_of(seed, index),
                     palette=palette,
                 )
                 try:
@@ -168,5 +197,6 @@ async def generate_file(
     return refused
 
 
-def _seed(seed: int, index: int) -> int:
+def seed_of(seed: int, index: int) -> int:
+    """Return the seed of one prompt of a file."""
     return int(np.random.SeedSequence([seed, index]).generate_state(1, np.uint64)[0] >> 1)

@@ -8,15 +8,28 @@ from typing import Annotated, Any
 
 import typer
 
-from server import cli_calibrations, cli_profiles, cli_rewards, cli_solver
+from server import (
+    cli_bench,
+    cli_calibrations,
+    cli_evaluate,
+    cli_profiles,
+    cli_rewards,
+    cli_solver,
+)
 from server.backends.base import ModelLoadError
 from server.backends.vllm_options import parse_options
 from server.cli_support import (
     BAD_USAGE,
     FAILED,
+    CalibrationFile,
+    Device,
+    MaxTokens,
     Model,
     Rewards,
     Seed,
+    Temperature,
+    TopK,
+    TopP,
     fail,
     json_option,
     palette_option,
@@ -34,13 +47,6 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-CalibrationFile = Annotated[Path | None, typer.Option(help="Calibration file.", dir_okay=False)]
-Device = Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1, ...")]
-Temperature = Annotated[float | None, typer.Option(min=0, max=2)]
-TopP = Annotated[float | None, typer.Option(min=0, max=1)]
-TopK = Annotated[int | None, typer.Option(min=0)]
-MaxTokens = Annotated[int | None, typer.Option(min=1, help="Longest answer, in tokens.")]
-
 
 for command in (
     cli_solver.solve,
@@ -48,6 +54,8 @@ for command in (
     cli_solver.spread,
     cli_solver.negotiate,
     cli_solver.interference,
+    cli_evaluate.evaluate,
+    cli_bench.bench,
 ):
     app.command()(command)
 app.add_typer(cli_rewards.app, name="rewards")

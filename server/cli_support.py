@@ -22,11 +22,17 @@ T = TypeVar("T")
 FAILED, BAD_USAGE, INFEASIBLE = 1, 2, 3
 
 Seed = Annotated[int, typer.Option(min=0, help="Same seed, same answers.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Model = Annotated[
     str | None, typer.Option(help="Local folder or hub name; by default the embedded model.")
 ]
 Rewards = Annotated[Path | None, typer.Option(help="YAML file of values.", dir_okay=False)]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+CalibrationFile = Annotated[Path | None, typer.Option(help="Calibration file.", dir_okay=False)]
+Device = Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1, ...")]
+Temperature = Annotated[float | None, typer.Option(min=0, max=2)]
+TopP = Annotated[float | None, typer.Option(min=0, max=1)]
+TopK = Annotated[int | None, typer.Option(min=0)]
+MaxTokens = Annotated[int | None, typer.Option(min=1, help="Longest answer, in tokens.")]
 
 
 def json_option(name: str, text: str) -> Any:
@@ -38,7 +44,7 @@ def json_option(name: str, text: str) -> Any:
 
 
 def palette_option(text: str) -> PaletteOptions | None:
-    """Return the palette that the text of ``--palette`` means, or end with the remedy."""
+    """Return the palette that the text of an option means, None for `null`, or end."""
     value = json_option("--palette", text)
     if value is None:
         return None

@@ -21,6 +21,7 @@ from server.cli import app
 from server.openai_requests import ChatCompletionRequest
 from server.prompts import read_prompts
 from server.routes import (
+    calibrations,
     chat,
     completions,
     health,
@@ -172,7 +173,8 @@ def test_routes_are_there():
     listed = {path.split("[")[0] for path in re.findall(r"(/[\w/]+)", told)}
     served = {"/docs"}
     for module in (
-        chat, completions, health, metrics, models, palette, profiles, replay, tradeoffs,
+        chat, completions, health, metrics, models, palette, profiles, replay,
+        calibrations, tradeoffs,
     ):  # fmt: skip
         served |= {route.path.split("/{")[0] for route in module.router.routes}
     assert served <= listed

@@ -19,7 +19,6 @@ import argparse
 import asyncio
 import json
 import logging
-import math
 import time
 from pathlib import Path
 
@@ -31,6 +30,8 @@ from server.app import make_backend, make_rewards
 from server.calibration import load_calibration
 from server.calibrator import calibrate
 from server.embedded.corpus import prompts as corpus_prompts
+from server.evaluation.measures import cut, mean_over_prompts, served_levels
+from server.evaluation.methods import Method, bounds_of, paper_solution
 from server.settings import load_settings
 from solver import Palette, PilotSet, Solution, Status, solve
 from tests.running_server import running_server
@@ -114,25 +115,9 @@ async def sample_pool(path: Path, n_prompts: int, n_candidates: int) -> None:
 
 def served(rewards: np.ndarray, multipliers: np.ndarray, n_candidates: int) -> np.ndarray:
     """Return the mean of Σ w r over the groups of each prompt: (n_prompts, n_values)."""
-    n_prompts, pool, n_values = rewards.shape
-    n_groups = pool // n_candidates
-    groups = rewards[:, : n_groups * n_candidates].reshape(
-        n_prompts, n_groups, n_candidates, n_values
-    )
-    logits = groups @ multipliers
-    weights = np.exp(logits - logits.max(axis=-1, keepdims=True))
-    weights /= weights.sum(axis=-1, keepdims=True)
-    return np.einsum("pgn,pgnv->pgv", weights, groups).mean(axis=1)
-
-
-def bounds(palette: Palette, solution: Solution, value: str) -> tuple[float, float]:
-    """Return the levels asked for, lowest and highest, in reward units."""
-    asked = solution.targets[value]
-    if isinstance(asked, tuple | list):
-        return float(asked[0]), float(asked[1])
-    if isinstance(palette.targets[value], dict) and "at_most" in palette.targets[value]:
-        return -math.inf, float(asked)
-    return float(asked), math.inf
+    groups = cut(rewards, n_candidates)
+    weights = Method("", multipliers, np.ones(len(multipliers))).weights(groups)
+    return served_levels(weights, groups).mean(axis=1)
 
 
 def errors_of(
@@ -143,11 +128,12 @@ def errors_of(
     `levels` (n_prompts, n_values) are the prompts' own means.
     """
     found = {}
+    everything = np.ones((len(levels), 1), dtype=bool)
+    means = mean_over_prompts(levels[:, None], everything, np.arange(len(levels)))
     for value in solution.targets:
         i = solution.values.index(value)
-        mean = levels[:, i].mean()
-        half = 1.96 * levels[:, i].std(ddof=1) / math.sqrt(len(levels))
-        low, high = bounds(palette, solution, value)
+        mean, half = means.mean[i], means.half_width()[i]
+        low, high = bounds_of(palette, solution, value)
         if solution.multipliers[i] > 0:
             error = mean - low
         elif solution.multipliers[i] < 0:
@@ -160,8 +146,6 @@ def errors_of(
 
 def expected_levels(pilot: PilotSet, pool: PilotSet) -> list[dict]:
     """Return the rows of part one."""
-    # The paper's pilot: one answer a prompt, pooled.
-    pooled = PilotSet(pilot.rewards[:, 0], pilot.values, pooled=True)
     rows = []
     for name, palette in palettes(pilot).items():
         for n_candidates in CANDIDATES:
@@ -174,21 +158,11 @@ def expected_levels(pilot: PilotSet, pool: PilotSet) -> list[dict]:
             levels = served(pool.rewards, solution.multipliers, n_candidates)
             row["ess"], row["kl"] = solution.ess, solution.kl
             row["served"] = errors_of(levels, palette, solution, pilot.within_std)
-            # The same levels in reward units, so that both solve the same palette.
-            same = Palette(
-                {value: _wire(*bounds(palette, solution, value)) for value in solution.targets}
-            )
-            paper = solve(same, pooled, math.inf)
+            paper = paper_solution(palette, solution, pilot)
             if paper.status is Status.OPTIMAL:
                 levels = served(pool.rewards, paper.multipliers, n_candidates)
                 row["paper"] = errors_of(levels, palette, solution, pilot.within_std)
     return rows
-
-
-def _wire(low: float, high: float) -> dict:
-    if high == math.inf:
-        return {"at_least": low}
-    return {"at_most": high} if low == -math.inf else {"between": [low, high]}
 
 
 async def http_levels(

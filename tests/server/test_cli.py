@@ -19,7 +19,7 @@ from tests.server.fakes import LEXICAL_REWARDS
 
 DONE, FAILED, BAD_USAGE, INFEASIBLE = 0, 1, 2, 3
 SOLVER_COMMANDS = ("solve", "frontier", "spread", "negotiate", "interference")
-COMMANDS = ("serve", "calibrate", "generate", "score", *SOLVER_COMMANDS)
+COMMANDS = ("serve", "calibrate", "generate", "score", "evaluate", "bench", *SOLVER_COMMANDS)
 FIELDS = {
     "status", "values", "targets", "multipliers", "expected", "stderr", "base", "ess", "kl",
     "candidates", "min_candidates", "certificate", "repaired", "kkt_residual", "solve_ms",
