@@ -24,7 +24,7 @@ async def measured(tmp_path, settings, palette=None, **options):
     backend, seen, calls = FakeBackend(), [], []
     options = {"n_candidates": 4, "n_clients": 2, "n_requests": 5} | options
     async with running_aligner(
-        settings, backend=backend, rewards=lexical_rewards(tmp_path), observe=seen.append
+        settings, backend=backend, rewards=lexical_rewards(tmp_path), observers=[seen.append]
     ) as aligner:
         aligner.calibration = fake_calibration()
         found = await measure(
