@@ -136,34 +136,48 @@ def quantile_weights(q: float, n: int, width: int) -> FloatArray:
     expectation is Q(p) + p (1 − p) Q''(p) / (2 (K + 2)) + O(1/K²) with p = rank/(K + 1) and the
     quantile function Q (David & Nagaraja, Order Statistics 2003, 4.6). So n answers are read at the
     same p, and the second term is brought from n to K by a straight line in 1/(n + 2) through the
-    mean over subsets of half as many (which are weights on the same order statistics). Ranks that n
-    answers do not reach become their smallest or largest, and what half of them do not reach is
-    not extrapolated: an extreme quantile of few answers is too mild.
+    mean over subsets of half as many (which are weights on the same order statistics).
+
+    Half of fewer than 8 answers, or a rank at their edge, is too little for that: then n answers
+    are read where the median rank (h − 1/3)/(n + 1/3) is the same (Hyndman & Fan 1996, The American
+    Statistician 50, 361-365, definition 8), which is close for rewards that are about normal.
+    Ranks that n answers do not reach become their smallest or largest: an extreme quantile of few
+    answers is too mild.
     """
-    p = (1.0 + q * (width - 1)) / (width + 1)
+    at = q * (width - 1)
     if n == width:
-        return _order_statistic(p, n)
+        below = min(int(at), width - 2) if width > 1 else 0
+        weights = np.zeros(width)
+        weights[below : below + 2] = (1.0 - (at - below), at - below)[: width - below]
+        return weights
     half = n // 2
-    is_inside = 1.0 <= p * (half + 1) <= half
-    own = _order_statistic(p, n)
-    if not is_inside:
-        return own
+    p = (1.0 + at) / (width + 1)
+    if n < 8 or not 1.5 <= p * (half + 1) <= half - 0.5:
+        p = (at + 2 / 3) / (width + 1 / 3)
+        return _order_statistic(p * (n + 1 / 3) + 1 / 3, n)
+    own = _order_statistic(p * (n + 1), n)
     place = np.arange(1, n + 1)[:, None]
     rank = np.arange(1, half + 1)
     # Of `half` answers drawn from n, the one at `rank` is the one at `place`, with probability:
     chance = comb(place - 1, rank - 1) * comb(n - place, half - rank) / comb(n, half)
     near, far, wanted = 1 / (n + 2), 1 / (half + 2), 1 / (width + 2)
     step = (near - wanted) / (far - near)
-    return np.asarray(own + step * (own - chance @ _order_statistic(p, half)))
+    return np.asarray(own + step * (own - chance @ _order_statistic(p * (half + 1), half)))
 
 
-def _order_statistic(p: float, n: int) -> FloatArray:
-    """Return the weights of n sorted answers in their order statistic at p (n + 1)."""
-    at = min(max(p * (n + 1) - 1.0, 0.0), n - 1.0)
-    below = min(int(at), max(n - 2, 0))
+def _order_statistic(rank: float, n: int) -> FloatArray:
+    """Return the weights of n sorted answers in the order statistic at a rank between 1 and n.
+
+    Between ranks it is the cubic through the four nearest: a straight line would bend the curve of
+    the expectations by as much as is corrected.
+    """
+    at = min(max(rank - 1.0, 0.0), n - 1.0)
+    first = min(max(int(at) - 1, 0), max(n - 4, 0))
+    ranks = np.arange(first, min(first + 4, n))
     weights = np.zeros(n)
-    weights[below] = 1.0 - (at - below)
-    weights[min(below + 1, n - 1)] += at - below
+    for one in ranks:
+        others = ranks[ranks != one]
+        weights[one] = np.prod((at - others) / (one - others))
     return weights
 
 

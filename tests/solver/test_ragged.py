@@ -97,12 +97,12 @@ def test_pooled_quantiles_count_every_prompt_alike():
         )
 
 
-@pytest.mark.parametrize(("n", "tolerance"), [(8, 0.08), (16, 0.005)])
+@pytest.mark.parametrize(("n", "tolerance"), [(8, 0.07), (16, 0.01)])
 def test_levels_do_not_depend_on_how_many_answers_there_are(n, tolerance):
     """What n answers resolve to is what 32 do: within 4 sampling errors, and what is stated.
 
-    numpy's 80 % quantile of 8 normal answers is milder than that of 32 by 0.12 deviations, that of
-    16 by 0.04; of 8 answers the second order is too little where rewards are skewed.
+    numpy's 80 % quantile of 8 normal answers is milder than that of 32 by 0.10 deviations, that of
+    16 by 0.04. The first value is normal; the skewed second is what needs the tolerance.
     """
     many, few = [], []
     for seed in range(40):
@@ -115,7 +115,7 @@ def test_levels_do_not_depend_on_how_many_answers_there_are(n, tolerance):
     assert (error < 0.006).all()
     assert (np.abs(gap.mean(axis=0)) < 4 * error + tolerance).all()
     plain = np.quantile(part.rewards[:, :n], 0.8, axis=1).mean(axis=0) - whole.quantile(0.8)
-    assert (plain / whole.within_std < -1.5 * tolerance - 0.01).all()
+    assert (plain / whole.within_std < -0.02).all()
 
 
 def test_groups_are_of_prompts_that_have_as_many():
