@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -158,6 +158,7 @@ class _Choice:
 
 
 Observer = Callable[[Served], None]
+Doubts = Callable[[Calibration], Iterable[str]]
 
 
 class Aligner:
@@ -169,6 +170,8 @@ class Aligner:
         Replaced whole when a new one is ready; requests in flight keep the one they began with.
     observe : callable, optional
         Is told of every answer.
+    doubts : callable
+        Says what live traffic has shown against a calibration.
     """
 
     def __init__(
@@ -186,6 +189,7 @@ class Aligner:
         self.admission = admission
         self.calibration = calibration
         self._observe = observe
+        self.doubts: Doubts = lambda calibration: ()
 
     async def plan(self, request: AlignmentRequest) -> Plan:
         """Return the request with its prompt rendered and its palette solved.
@@ -205,7 +209,9 @@ class Aligner:
             if options.scope == "answer":
                 n_candidates = self.promiser.check(options, request.n_choices)
             else:
-                promise = await self.promiser.on_traffic(options, calibration, request.n_choices)
+                promise, calibration = await self.promiser.on_live(
+                    options, calibration, request.n_choices
+                )
                 n_candidates = promise.n_candidates
         if request.sampling.temperature == 0:
             # All candidates would be the same text: one says as much as N, and costs less.
@@ -375,9 +381,13 @@ class Aligner:
                 "a prompt without the chat template is not covered: the calibration was sampled "
                 "with it"
             )
+        warnings.extend(self.doubts(calibration))
         return CalibrationReport(
             id=calibration.id,
             prompts=calibration.pilot.n_prompts,
             valid=not warnings,
             warnings=warnings,
+            version=calibration.version,
+            updated=calibration.updated or calibration.info.created,
+            live_prompts=calibration.live_prompts,
         )

@@ -7,7 +7,7 @@ import functools
 import logging
 import time
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
 from fastapi import FastAPI
@@ -16,7 +16,7 @@ from pydantic import SecretStr
 from rewards import RewardSuite, load_rewards
 from server import access, embedded, errors
 from server.admission import Admission
-from server.alignment import Aligner, Observer
+from server.alignment import Aligner, Observer, Served
 from server.auth import Auth, read_keys
 from server.backends.base import Backend, ModelLoadError
 from server.backends.choice import make_backend
@@ -24,10 +24,21 @@ from server.body_limit import BodyLimit
 from server.calibration import default_path, find_calibration
 from server.calibrator import Progress, calibrate
 from server.draining import Lifetime
+from server.live.follower import Follower
+from server.live.gauges import LiveGauges
 from server.metrics import Metrics
 from server.promise import Promiser
 from server.prompts import read_prompts
-from server.routes import chat, completions, health, metrics, models, palette, tradeoffs
+from server.routes import (
+    chat,
+    completions,
+    health,
+    live,
+    metrics,
+    models,
+    palette,
+    tradeoffs,
+)
 from server.routes.context import CalibrationProgress, Context
 from server.schemas import PaletteOptions
 from server.settings import Settings
@@ -163,7 +174,7 @@ def create_app(context: Context, keys: tuple[SecretStr, ...]) -> FastAPI:
     """Return the ASGI app of started objects; with keys, it lets in who has one of them."""
     app = FastAPI(title="Palette", summary="What was asked is what is served.", version=VERSION)
     app.state.context = context
-    for module in (chat, completions, models, palette, tradeoffs, health, metrics):
+    for module in (chat, completions, models, palette, live, tradeoffs, health, metrics):
         app.include_router(module.router)
     errors.install(app)
     # The one added last is the outermost.
@@ -200,12 +211,25 @@ async def running_app(
     """
     keys = read_keys(settings)  # before the models: they take their time to load
     counted = Metrics()
-    observe = functools.partial(access.note, metrics=counted)
-    async with running_aligner(
-        settings, backend=backend, rewards=rewards, observe=observe
-    ) as aligner:
+    observers: list[Observer] = [functools.partial(access.note, metrics=counted)]
+
+    def observe(served: Served) -> None:
+        for one in observers:
+            one(served)
+
+    async with (
+        running_aligner(settings, backend=backend, rewards=rewards, observe=observe) as aligner,
+        AsyncExitStack() as stack,
+    ):
         context = Context(settings, aligner, created=int(time.time()), metrics=counted)
         counted.watch(aligner, context.drain)
+        if settings.refresh != "off":
+            folder = settings.state_dir / "live"
+            follower = Follower(aligner, settings.refresh, settings.refresh_half_life, folder)
+            await stack.enter_async_context(follower.running())
+            observers.append(follower.observe)
+            counted.registry.register(LiveGauges(follower))
+            context.follower = follower
         background = None
         if aligner.calibration is None:
             logger.warning(

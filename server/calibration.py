@@ -70,15 +70,27 @@ class Calibration:
     ----------
     pilot : PilotSet
     info : CalibrationInfo
+    version : int
+        0 as it was made; live traffic makes further ones (`server.live`).
+    updated : datetime or None
+        When a further version was made.
+    live_prompts : int
+        Prompts of the pilot set that live traffic brought.
+    root : Calibration or None
+        What a further version grew from.
     """
 
     pilot: PilotSet
     info: CalibrationInfo
+    version: int = 0
+    updated: datetime | None = None
+    live_prompts: int = 0
+    root: Calibration | None = None
 
     @property
     def id(self) -> str:
-        """Name of this calibration in answers."""
-        return self.pilot.fingerprint[:12]
+        """Name of this calibration in answers, the same for all its versions."""
+        return (self.root or self).pilot.fingerprint[:12]
 
     def warnings_for(
         self, model_fingerprint: str, rewards_fingerprint: str, sampling: SamplingSettings
@@ -141,6 +153,7 @@ class Calibration:
             self.pilot.rewards,
             self.pilot.values,
             metadata={"calibration": self.info.model_dump(mode="json")},
+            counts=self.pilot.counts,
         ).save(path)
 
 

@@ -135,6 +135,11 @@ class DriftTest:
         self._sums += np.stack([np.ones_like(z), z, z * z, a, sigma * sigma]) * is_in
         self._turn(sigma)
 
+    @property
+    def directions(self) -> IntArray:
+        """`Drift.direction` as it is now, without the rest."""
+        return self._direction.copy()
+
     def _turn(self, sigma: FloatArray) -> None:
         """Change the direction of streams where there is the evidence for it."""
         whole = self._evidence.sum(axis=0)
