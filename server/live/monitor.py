@@ -102,6 +102,11 @@ class Monitor:
         self.warnings: tuple[str, ...] = ()
         self.publish()
 
+    @property
+    def alarmed(self) -> bool:
+        """Whether any drift stands now, be it published yet or not."""
+        return bool(self._directions.any())
+
     def take(self, calibration: Calibration, promise: Promise | None, rewards: np.ndarray) -> None:
         """Count one request.
 

@@ -77,13 +77,15 @@ class Reservoir:
         """Prompts in it that live traffic brought."""
         return sum(slot.is_live for slot in self._slots)
 
-    def add(self, rewards: np.ndarray) -> None:
+    def add(self, rewards: np.ndarray, haste: float = 1.0) -> None:
         """Take in one live prompt's candidates, shape (n_candidates, n_values), all of them.
+
+        With `haste` above 1 those that are there leave as many times as fast.
 
         Candidates of one prompt are alike before any is chosen, so of more than the root has the
         first are as good as any.
         """
-        n_leaving = int(self._rng.binomial(len(self._slots), self._leaving))
+        n_leaving = int(self._rng.binomial(len(self._slots), min(1.0, haste * self._leaving)))
         for at in sorted(self._rng.choice(len(self._slots), n_leaving, replace=False))[::-1]:
             self._slots[at] = self._slots[-1]
             self._slots.pop()

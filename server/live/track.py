@@ -25,6 +25,9 @@ Mode = Literal["on", "frozen"]
 # A new version is made when a share of its prompts is new, or after a while if any is.
 NEW_SHARE = 0.05
 LONGEST_WAIT_S = 600.0
+# How many times as fast prompts are forgotten while a drift stands: they are no longer those that
+# come, and fewer of the right ones, with their larger error told, are better.
+HASTE = 4.0
 # Written at most this often, and at the end.
 SAVE_EVERY_S = 60.0
 # Palettes solved for a new version before it is served, so that no request waits for it.
@@ -105,7 +108,7 @@ class Track:
             while len(self._palettes) > _READY_PALETTES:
                 self._palettes.popitem(last=False)
         if len(arrival.rewards) >= LEAST_CANDIDATES:
-            self._reservoir.add(arrival.rewards)
+            self._reservoir.add(arrival.rewards, HASTE if self.monitor.alarmed else 1.0)
             self._is_saved = False
 
     @property

@@ -139,7 +139,8 @@ async def test_only_a_fair_sample_is_taken(running, change, reason):
 async def test_raw_prompts_and_requests_without_a_palette_are_no_sample(tmp_path, settings):
     tool = {"type": "function", "function": {"name": "look", "parameters": {"type": "object"}}}
     async with run_fake(tmp_path, settings, FakeBackend(features=EVERYTHING)) as running:
-        body = {"model": "fake", "prompt": "The river", "palette": {"targets": TARGETS}}
+        body = {"model": "fake", "prompt": "The river", "max_tokens": 512}
+        body["palette"] = {"targets": TARGETS}
         response = await running.client.post("/v1/completions", json=body)
         assert response.status_code == 200, response.text
         response = await running.chat(tools=[tool], palette={"targets": TARGETS})

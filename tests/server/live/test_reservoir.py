@@ -53,6 +53,17 @@ def test_half_is_left_after_a_half_life_and_the_rest_fades_alike():
         assert abs(ages[part].sum() - total) < 4 * np.sqrt(total)
 
 
+def test_in_haste_it_forgets_as_many_times_as_fast():
+    one = reservoir(half_life=400)
+    for number in range(100):
+        one.add(prompt_of(number), haste=4.0)
+    assert abs(one.n_prompts - one.n_live - 100) < 4 * np.sqrt(50)
+    tiny = reservoir(half_life=1)
+    for number in range(10):
+        tiny.add(prompt_of(number), haste=4.0)  # every one leaves
+    assert (tiny.n_prompts, tiny.n_live) == (1, 1)
+
+
 def test_a_version_holds_what_came_with_as_many_candidates_as_it_had():
     one = reservoir()
     one.add(np.arange(30.0).reshape(10, 3))
