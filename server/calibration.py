@@ -92,6 +92,12 @@ class Calibration:
         """Name of this calibration in answers, the same for all its versions."""
         return (self.root or self).pilot.fingerprint[:12]
 
+    def covering(self, n_candidates: int) -> Calibration:
+        """Return this version, or the root where live prompts bring too few candidates for N."""
+        if self.root is None or n_candidates <= self.pilot.n_candidates:
+            return self
+        return self.root
+
     def warnings_for(
         self, model_fingerprint: str, rewards_fingerprint: str, sampling: SamplingSettings
     ) -> list[str]:

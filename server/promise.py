@@ -176,8 +176,8 @@ class Promiser:
                     if promise.status == "met":
                         return promise, calibration
                     calibration = root
-        elif self._count(options, n_choices) > calibration.pilot.n_candidates:
-            calibration = root
+        else:
+            calibration = calibration.covering(self._count(options, n_choices))
         return await self.on_traffic(options, calibration, n_choices), calibration
 
     async def on_answer(

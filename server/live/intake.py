@@ -12,7 +12,6 @@ import numpy as np
 
 from server.alignment import Plan, Served
 from server.calibration import Calibration
-from server.live.reservoir import LEAST_CANDIDATES
 from server.promise import Promise
 
 Reason = Literal["sampling", "prompt", "deadline", "incomplete", "few_candidates", "repeated"]
@@ -57,8 +56,6 @@ def reason_against(
         return "deadline"
     if len(arrival.rewards) != plan.n_candidates:
         return "incomplete"
-    if plan.n_candidates < min(LEAST_CANDIDATES, arrival.calibration.pilot.n_candidates):
-        return "few_candidates"
     return None
 
 

@@ -77,6 +77,11 @@ class Reservoir:
         """Prompts in it that live traffic brought."""
         return sum(slot.is_live for slot in self._slots)
 
+    @property
+    def most_candidates(self) -> int:
+        """Candidates of a prompt that can be held: as many as the root has."""
+        return int(self.root.pilot.rewards.shape[1])
+
     def add(self, rewards: np.ndarray, haste: float = 1.0) -> None:
         """Take in one live prompt's candidates, shape (n_candidates, n_values), all of them.
 
@@ -89,7 +94,7 @@ class Reservoir:
         for at in sorted(self._rng.choice(len(self._slots), n_leaving, replace=False))[::-1]:
             self._slots[at] = self._slots[-1]
             self._slots.pop()
-        width = self.root.pilot.rewards.shape[1]
+        width = self.most_candidates
         self._slots.append(_Slot(np.array(rewards[:width], dtype=np.float64), is_live=True))
         self.n_new += 1
 
@@ -158,7 +163,7 @@ class Reservoir:
         except (PilotError, KeyError, TypeError, ValueError) as error:
             msg = f"{path} is no reservoir of live prompts: {error}"
             raise ReservoirError(msg) from error
-        width = self.root.pilot.rewards.shape[1]
+        width = self.most_candidates
         if root != self.root.pilot.fingerprint or pilot.rewards.shape[1] != width:
             msg = f"{path} grew from another calibration than {self.root.id}"
             raise ReservoirError(msg)

@@ -16,7 +16,7 @@ from server.live.monitor import Monitor
 from server.live.reservoir import LEAST_CANDIDATES, Reservoir, ReservoirError
 from server.promise import palette_of
 from server.schemas import PaletteOptions
-from solver import PilotError, SolutionCache
+from solver import PilotError, PilotSet, SolutionCache
 
 logger = logging.getLogger(__name__)
 
@@ -78,6 +78,7 @@ class Track:
         if path.exists():
             self._restore()
         self.calibration = self._reservoir.current()
+        _compute(self.calibration.pilot)
 
     def _restore(self) -> None:
         try:
@@ -107,9 +108,11 @@ class Track:
             self._palettes.move_to_end(key)
             while len(self._palettes) > _READY_PALETTES:
                 self._palettes.popitem(last=False)
-        if len(arrival.rewards) >= LEAST_CANDIDATES:
-            self._reservoir.add(arrival.rewards, HASTE if self.monitor.alarmed else 1.0)
-            self._is_saved = False
+        if len(arrival.rewards) < min(LEAST_CANDIDATES, self._reservoir.most_candidates):
+            self.left_out["few_candidates"] += 1  # of the reservoir; it is watched all the same
+            return
+        self._reservoir.add(arrival.rewards, HASTE if self.monitor.alarmed else 1.0)
+        self._is_saved = False
 
     @property
     def is_due(self) -> bool:
@@ -122,8 +125,7 @@ class Track:
         """Make a new version, with everything that its first requests would wait for."""
         calibration = self._reservoir.calibration()
         pilot = calibration.pilot
-        # Computed here, once, rather than on the event loop.
-        _ = pilot.fingerprint, pilot.scale, pilot.correlation, pilot.quantile(0.5)
+        _compute(pilot)
         for options in self._palettes.values():
             n = options.candidates
             assert isinstance(n, int)
@@ -145,3 +147,8 @@ class Track:
             logger.error("live prompts are not kept: %s", error)
             return
         self._is_saved = True
+
+
+def _compute(pilot: PilotSet) -> None:
+    """Compute what a pilot set keeps, so that the event loop finds it there."""
+    _ = pilot.fingerprint, pilot.scale, pilot.correlation, pilot.quantile(0.5)

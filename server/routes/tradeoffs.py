@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from typing import Any
+from typing import Any, Literal
 
 from fastapi import APIRouter, Request
 
@@ -31,7 +31,8 @@ async def trace_frontier(
     body: FrontierRequest, request: Request, context: InContext
 ) -> dict[str, Any]:
     """Return the trade-off curve of two values, the others held, with the price of each point."""
-    calibration, began = _calibration(context), time.perf_counter()
+    calibration = _calibration(context, body.palette.candidates)
+    began = time.perf_counter()
     options = body.palette
     if options.scope == "answer" or options.candidates == "auto":
         msg = "a frontier is that of the traffic at one N: give `candidates` as a number, no scope"
@@ -69,7 +70,8 @@ async def spread_palettes(
     body: SpreadRequest, request: Request, context: InContext
 ) -> dict[str, Any]:
     """Return palettes as different from each other as can be, to be offered as profiles."""
-    calibration, began = _calibration(context), time.perf_counter()
+    calibration = _calibration(context, body.candidates)
+    began = time.perf_counter()
     found = await until_client_leaves(
         request,
         asyncio.to_thread(
@@ -89,7 +91,8 @@ async def negotiate_palette(
     body: NegotiateRequest, request: Request, context: InContext
 ) -> dict[str, Any]:
     """Return the palette that does best by the least satisfied of several parties."""
-    calibration, began = _calibration(context), time.perf_counter()
+    calibration = _calibration(context, body.candidates)
+    began = time.perf_counter()
     parties = [
         Party(party.name, Palette(party.targets, floors=party.floors), party.weight)
         for party in body.parties
@@ -114,17 +117,19 @@ async def negotiate_palette(
 @router.get("/interference")
 async def report_interference(request: Request, context: InContext) -> dict[str, Any]:
     """Return which values pull on each other, and what that does to their multipliers."""
-    calibration, began = _calibration(context), time.perf_counter()
+    calibration, began = _calibration(context, 1), time.perf_counter()
     report = await until_client_leaves(request, asyncio.to_thread(interference, calibration.pilot))
     return _stamped(report.to_dict(), calibration, began)
 
 
-def _calibration(context: Context) -> Calibration:
+def _calibration(context: Context, candidates: int | Literal["auto"] | None) -> Calibration:
     calibration = context.aligner.calibration
     if calibration is None:
         msg = "the model has no calibration yet: run `palette calibrate`"
         raise CalibrationMissingError(msg)
-    return calibration
+    if not isinstance(candidates, int):
+        candidates = context.aligner.promiser.default_candidates
+    return calibration.covering(candidates)
 
 
 def _count(context: Context, candidates: int | None) -> int:

@@ -112,6 +112,8 @@ async def test_what_live_requests_are_too_few_for_is_promised_on_the_root(runnin
     assert far["calibration"]["version"] == 0
     body = {"palette": {"targets": TARGETS, "candidates": 32}}
     assert (await running.client.post("/v1/palette/solve", json=body)).status_code == 200
+    body = {"values": ["words", "variety"], "points": 3, "palette": {"candidates": 32}}
+    assert (await running.client.post("/v1/palette/frontier", json=body)).status_code == 200
 
 
 @pytest.mark.parametrize(
@@ -133,7 +135,9 @@ async def test_only_a_fair_sample_is_taken(running, change, reason):
     await follower.settled()
     track = follower.track(fake_calibration())
     assert dict(track.left_out) == ({} if reason is None else {reason: 1})
-    assert track.taken == (reason is None)
+    # too few for a quantile within a prompt, enough to hold against what was promised
+    assert track.taken == (reason in (None, "few_candidates"))
+    assert track._reservoir.n_live == (reason is None)
 
 
 async def test_raw_prompts_and_requests_without_a_palette_are_no_sample(tmp_path, settings):
