@@ -19,7 +19,7 @@ from server import embedded
 from server.cli import app
 from server.openai_requests import ChatCompletionRequest
 from server.prompts import read_prompts
-from server.routes import chat, completions, health, metrics, models, palette, tradeoffs
+from server.routes import chat, completions, health, live, metrics, models, palette, tradeoffs
 from server.schemas import PaletteOptions
 from server.settings import PREFIX, Settings
 from solver import Palette
@@ -156,7 +156,7 @@ def test_routes_are_there():
     told = README.split("| route |")[1].split("\n\n")[0]
     listed = {path.split("[")[0] for path in re.findall(r"(/[\w/]+)", told)}
     served = {"/docs"}
-    for module in (chat, completions, health, metrics, models, palette, tradeoffs):
+    for module in (chat, completions, health, live, metrics, models, palette, tradeoffs):
         served |= {route.path.split("/{")[0] for route in module.router.routes}
     assert served <= listed
 

@@ -131,16 +131,19 @@ class Reservoir:
     def save(self, path: Path) -> None:
         """Write it in one piece: a reader sees the old file or the new one.
 
+        What came since the last version comes back as the next one.
+
         Raises
         ------
         PilotError
             When the folder cannot be written.
         """
         path.parent.mkdir(parents=True, exist_ok=True)
+        updated = datetime.now(UTC) if self.n_new else self.updated
         kept = {
             "root": self.root.pilot.fingerprint,
-            "version": self.version,
-            "updated": self.updated.isoformat(),
+            "version": self.version + (self.n_new > 0),
+            "updated": updated.isoformat(),
             "live": [i for i, slot in enumerate(self._slots) if slot.is_live],
         }
         info = self.root.info.model_dump(mode="json")

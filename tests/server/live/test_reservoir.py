@@ -92,6 +92,12 @@ def test_what_is_kept_comes_back(tmp_path):
     assert again.pilot.fingerprint == made.pilot.fingerprint
     assert (again.version, again.updated, again.live_prompts) == (1, made.updated, back.n_live)
     assert back.n_live == one.n_live
+    one.add(prompt_of(1))
+    one.save(tmp_path / "new" / "r.npz")  # with what no version has yet
+    back.restore(tmp_path / "new" / "r.npz")
+    assert back.version == 2
+    assert back.updated > made.updated
+    assert back.n_prompts == one.n_prompts
     # numbers only, and what the calibration was made of
     kept = PilotSet.load(tmp_path / "new" / "r.npz")
     assert set(kept.metadata) == {"calibration", "live"}
