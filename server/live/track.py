@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections import Counter, OrderedDict
 from pathlib import Path
@@ -22,12 +23,15 @@ logger = logging.getLogger(__name__)
 
 Mode = Literal["on", "frozen"]
 
-# A new version is made when a share of its prompts is new, or after a while if any is.
+# A new version is made when a share of its prompts, and some number, is new, or after a while if
+# any is.
 NEW_SHARE = 0.05
+LEAST_NEW = 16
 LONGEST_WAIT_S = 600.0
 # How many times as fast prompts are forgotten while a drift stands: they are no longer those that
-# come, and fewer of the right ones, with their larger error told, are better.
+# come, and fewer of the right ones, with their larger error told, are better; down to a number.
 HASTE = 4.0
+FEWEST_PROMPTS = 200
 # Written at most this often, and at the end.
 SAVE_EVERY_S = 60.0
 # Palettes solved for a new version before it is served, so that no request waits for it.
@@ -73,6 +77,7 @@ class Track:
         self._repeats = Repeats(max(_LEAST_WINDOW, root.pilot.n_prompts))
         self._palettes: OrderedDict[str, PaletteOptions] = OrderedDict()
         self._reservoir = Reservoir(root.root or root, half_life, np.random.default_rng())
+        self._haste = min(HASTE, max(1.0, half_life / math.log(2) / FEWEST_PROMPTS))
         self._is_saved = True
         self._saved = self._refreshed = time.monotonic()
         if path.exists():
@@ -111,7 +116,7 @@ class Track:
         if len(arrival.rewards) < min(LEAST_CANDIDATES, self._reservoir.most_candidates):
             self.left_out["few_candidates"] += 1  # of the reservoir; it is watched all the same
             return
-        self._reservoir.add(arrival.rewards, HASTE if self.monitor.alarmed else 1.0)
+        self._reservoir.add(arrival.rewards, self._haste if self.monitor.alarmed else 1.0)
         self._is_saved = False
 
     @property
@@ -119,7 +124,8 @@ class Track:
         """Whether enough is new for a new version."""
         n_new = self._reservoir.n_new
         is_late = time.monotonic() - self._refreshed >= LONGEST_WAIT_S
-        return n_new >= NEW_SHARE * self._reservoir.n_prompts or (n_new > 0 and is_late)
+        n_wanted = max(LEAST_NEW, NEW_SHARE * self._reservoir.n_prompts)
+        return n_new >= n_wanted or (n_new > 0 and is_late)
 
     def refresh(self) -> None:
         """Make a new version, with everything that its first requests would wait for."""
