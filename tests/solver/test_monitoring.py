@@ -36,8 +36,8 @@ def test_a_run_without_drift_raises_no_alarm(shape, spread):
     """At the very edge of what is allowed, over 2,000 steps of 1,000 runs, at alpha 0.05.
 
     With half the true spread given the level is asymptotic: four errors of a share of 1,000 runs
-    (0.028) are allowed for the rarest events, which 30 steps teach nothing of. That the alarm is looked at after every step
-    is the point: a 5 % test at each step would alarm in most runs.
+    (0.028) are allowed for the rarest events, which 30 steps teach nothing of. That the alarm is
+    looked at after every step is the point: a 5 % test at each step would alarm in most runs.
     """
     rng = np.random.default_rng(1)
     shift = SHAPES[shape]
