@@ -184,6 +184,7 @@ class _Choice:
 
 
 Observer = Callable[[Served], None]
+Doubts = Callable[[Calibration], Iterable[str]]
 
 
 class Aligner:
@@ -196,6 +197,8 @@ class Aligner:
         Calibrations; requests in flight keep the one they began with.
     observers : list of callable
         Are told of every answer, in order; what one of them raises fails the request.
+    doubts : callable
+        Says what live traffic has shown against a calibration.
     """
 
     def __init__(
@@ -215,6 +218,7 @@ class Aligner:
         self.layers = layers
         self.shelf = shelf or Shelf()
         self.observers = list(observers)
+        self.doubts: Doubts = lambda calibration: ()
 
     @property
     def calibration(self) -> Calibration | None:
@@ -249,7 +253,9 @@ class Aligner:
             if options.scope == "answer":
                 n_candidates = self.promiser.check(options, request.n_choices)
             else:
-                promise = await self.promiser.on_traffic(options, calibration, request.n_choices)
+                promise, calibration = await self.promiser.on_live(
+                    options, calibration, request.n_choices
+                )
                 n_candidates = promise.n_candidates
         if request.sampling.temperature == 0:
             # All candidates would be the same text: one says as much as N, and costs less.
@@ -409,4 +415,5 @@ class Aligner:
                 "a prompt without the chat template is not covered: the calibration was sampled "
                 "with it"
             )
+        warnings.extend(self.doubts(plan.calibration))
         return warnings

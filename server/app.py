@@ -25,6 +25,8 @@ from server.calibrating import make_calibration
 from server.calibrator import Progress
 from server.draining import Lifetime
 from server.layers import Layers
+from server.live.follower import Follower
+from server.live.gauges import LiveGauges
 from server.metrics import Metrics
 from server.profiles import Profiles, open_profiles
 from server.promise import Promiser
@@ -36,6 +38,7 @@ from server.routes import (
     chat,
     completions,
     health,
+    live,
     metrics,
     models,
     palette,
@@ -190,7 +193,7 @@ def create_app(context: Context, keys: tuple[SecretStr, ...]) -> FastAPI:
     app.state.context = context
     for module in (
         chat, completions, models, palette, profiles, replay, calibrations, tradeoffs, health,
-        metrics,
+        live, metrics,
     ):  # fmt: skip
         app.include_router(module.router)
     errors.install(app)
@@ -241,6 +244,13 @@ async def running_app(
         replays.watch(aligner)
         context = Context(settings, aligner, int(time.time()), counted, replays)
         counted.watch(aligner, context.drain)
+        if settings.refresh != "off":
+            folder = settings.state_dir / "live"
+            follower = Follower(aligner, settings.refresh, settings.refresh_half_life, folder)
+            await stack.enter_async_context(follower.running())
+            aligner.observers.append(follower.observe)
+            counted.registry.register(LiveGauges(follower))
+            context.follower = follower
         background = None
         if aligner.calibration is None:
             logger.warning(

@@ -101,15 +101,33 @@ class Calibration:
     ----------
     pilot : PilotSet
     info : CalibrationInfo
+    version : int
+        0 as it was made; live traffic makes further ones (`server.live`).
+    updated : datetime or None
+        When a further version was made.
+    live_prompts : int
+        Prompts of the pilot set that live traffic brought.
+    root : Calibration or None
+        What a further version grew from.
     """
 
     pilot: PilotSet
     info: CalibrationInfo
+    version: int = 0
+    updated: datetime | None = None
+    live_prompts: int = 0
+    root: Calibration | None = None
 
     @property
     def id(self) -> str:
-        """Name of this calibration in answers."""
-        return self.pilot.fingerprint[:12]
+        """Name of this calibration in answers, the same for all its versions."""
+        return (self.root or self).pilot.fingerprint[:12]
+
+    def covering(self, n_candidates: int) -> Calibration:
+        """Return this version, or the root where live prompts bring too few candidates for N."""
+        if self.root is None or n_candidates <= self.pilot.n_candidates:
+            return self
+        return self.root
 
     def share_of(self, system: str) -> float:
         """Return the share of its prompts that have this system prompt (`system_of`)."""
@@ -221,6 +239,7 @@ class Calibration:
             self.pilot.rewards,
             self.pilot.values,
             metadata={"calibration": self.info.model_dump(mode="json")},
+            counts=self.pilot.counts,
         ).save(path)
 
 

@@ -152,6 +152,37 @@ class Promiser:
             )
         return await asyncio.to_thread(self._settle, palette, pilot, n_candidates, options, started)
 
+    async def on_live(
+        self, options: PaletteOptions, calibration: Calibration | None, n_choices: int = 1
+    ) -> tuple[Promise, Calibration | None]:
+        """Return the promise of `on_traffic`, and the version of the calibration it stands on.
+
+        Live requests bring as many candidates as they ask for. What these are too few for is
+        promised on the calibration that the version grew from.
+
+        Raises
+        ------
+        PaletteError, CalibrationMissingError, InfeasiblePaletteError
+            As `on_traffic`.
+        """
+        if calibration is None or calibration.root is None:
+            return await self.on_traffic(options, calibration, n_choices), calibration
+        root = calibration.root
+        if options.candidates == "auto":
+            if calibration.pilot.n_candidates < min(self.max_candidates, root.pilot.n_candidates):
+                strict = options.model_copy(update={"on_infeasible": "reject"})
+                try:
+                    promise = await self.on_traffic(strict, calibration, n_choices)
+                except InfeasiblePaletteError:
+                    calibration = root
+                else:
+                    if promise.status == "met":
+                        return promise, calibration
+                    calibration = root
+        else:
+            calibration = calibration.covering(self._count(options, n_choices))
+        return await self.on_traffic(options, calibration, n_choices), calibration
+
     async def on_answer(
         self, options: PaletteOptions, rewards: np.ndarray, n_candidates: int
     ) -> Promise:

@@ -141,6 +141,9 @@ def calibration_report(
         prompts=0 if calibration is None else calibration.pilot.n_prompts,
         valid=not warnings,
         warnings=warnings,
+        version=0 if calibration is None else calibration.version,
+        updated=None if calibration is None else calibration.updated or calibration.info.created,
+        live_prompts=0 if calibration is None else calibration.live_prompts,
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from typing import Any, Literal
 
 from pydantic import BaseModel, Field
@@ -88,6 +89,9 @@ class CalibrationReport(BaseModel):
     prompts: int
     valid: bool
     warnings: list[str]
+    version: int = Field(default=0, description="Counts what live traffic made of the calibration.")
+    updated: datetime | None = Field(default=None, description="When this version was made.")
+    live_prompts: int = Field(default=0, description="Those of `prompts` that are live traffic.")
 
 
 class TimingReport(BaseModel):

@@ -171,9 +171,22 @@ class Settings(BaseSettings):
         le=1024,
         description="Candidates per prompt in a calibration: the largest N it can promise for.",
     )
+    refresh: Literal["on", "frozen", "off"] = Field(
+        default="on",
+        description="Whether a calibration follows live traffic: on renews its prompts with those "
+        "of requests under a palette (rewards only, no text); frozen keeps it and watches for "
+        "drift; off does neither.",
+    )
+    refresh_half_life: int = Field(
+        default=1000,
+        ge=50,
+        le=10_000,
+        description="Live requests after which half of what a calibration stands on is renewed; "
+        "about 1.4 times as many prompts are kept.",
+    )
     state_dir: Path = Field(
         default_factory=lambda: Path(platformdirs.user_data_dir("palette", appauthor=False)),
-        description="Where calibrations and profiles are kept.",
+        description="Where calibrations, what live traffic made of them, and profiles are kept.",
     )
     record_prompts: Path | None = Field(
         default=None,

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
+from solver import ragged
 from solver.errors import PilotError
 
 if TYPE_CHECKING:
@@ -190,6 +191,9 @@ def draw_groups(pilot: PilotSet, n_candidates: float, groups: int | None, seed: 
     if pilot.pooled:
         sample, prompt = _cut_pool(pilot.n_prompts, size, n_candidates == math.inf, groups, rng)
         n_independent = max(1, pilot.n_prompts // size)
+    elif pilot.counts is not None:
+        sample, prompt = ragged.cut_prompts(pilot, size, groups, rng)
+        n_independent = len(np.unique(prompt))
     else:
         sample, prompt = _cut_prompts(pilot.n_prompts, pilot.n_candidates, size, groups, rng)
         n_independent = min(pilot.n_prompts, len(prompt))
@@ -218,6 +222,11 @@ def _group_size(pilot: PilotSet, n_candidates: float) -> int:
     most = pilot.n_prompts if pilot.pooled else pilot.n_candidates
     is_number = isinstance(n_candidates, numbers.Real) and not isinstance(n_candidates, bool)
     if is_number and n_candidates == math.inf:
+        if pilot.counts is not None:
+            raise PilotError(
+                "candidates: all answers are one group only where every prompt has as many; ask "
+                f"for at most {most}."
+            )
         return most
     if not is_number or not n_candidates >= 1 or n_candidates % 1:
         raise PilotError(f"candidates: {n_candidates!r} is not a whole number from 1 up.")

@@ -39,6 +39,8 @@ def mutual_information(
     """
     information = np.full((len(columns), len(columns)), np.nan)
     rewards = pilot.rewards[None] if pilot.pooled else pilot.rewards
+    if pilot.counts is not None:  # as many answers to each prompt: the first are as good as any
+        rewards = rewards[pilot.counts >= pilot.n_candidates, : pilot.n_candidates]
     n_samples = rewards.shape[0] * rewards.shape[1]
     if min(n_samples, max_samples) <= _NEIGHBOURS:
         return information

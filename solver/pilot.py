@@ -15,12 +15,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from solver import pilot_files
+from solver import pilot_files, ragged
 from solver.errors import PilotError
 from solver.groups import Groups, checked_options, draw_groups
 from solver.pilot_checks import checked_names, checked_rewards
 
 FloatArray = npt.NDArray[np.float64]
+IntArray = npt.NDArray[np.intp]
 
 # Groups kept for the next solve with the same N: this many sets, and together this many bytes.
 KEPT_GROUPS = 8
@@ -42,6 +43,9 @@ class PilotSet:
         Whether there is one answer a prompt.
     metadata : mapping, optional
         JSON-able notes kept with the file: model, sampling settings, date.
+    counts : array_like of int, shape (n_prompts,), optional
+        Answers to each prompt, where prompts have fewer than the array is wide; the rewards beyond
+        are not read. `solver.ragged` says what levels and groups mean then.
 
     Raises
     ------
@@ -62,9 +66,11 @@ class PilotSet:
         *,
         pooled: bool = False,
         metadata: Mapping[str, Any] | None = None,
+        counts: npt.ArrayLike | None = None,
     ) -> None:
         self.values = checked_names(values)
         array = checked_rewards(rewards, self.values, pooled)
+        self.counts: IntArray | None = ragged.checked_counts(counts, array, pooled)
         array.setflags(write=False)
         self.rewards: FloatArray = array
         self.pooled = bool(pooled)
@@ -78,7 +84,8 @@ class PilotSet:
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle the rewards alone; everything else is recomputed where it lands."""
-        return _rebuild, (np.array(self.rewards), self.values, self.pooled, self.metadata)
+        content = np.array(self.rewards), self.values, self.pooled, self.metadata, self.counts
+        return _rebuild, content
 
     @property
     def n_prompts(self) -> int:
@@ -87,7 +94,9 @@ class PilotSet:
 
     @property
     def n_candidates(self) -> int:
-        """Answers to each prompt; 1 in a pool."""
+        """Answers to each prompt, or to at least half of the prompts; 1 in a pool."""
+        if self.counts is not None:
+            return ragged.promised(self.counts)
         return 1 if self.pooled else int(self.rewards.shape[1])
 
     @property
@@ -101,28 +110,38 @@ class PilotSet:
         head = json.dumps([list(self.rewards.shape), list(self.values), self.pooled])
         digest = hashlib.sha256(head.encode())
         digest.update(self.rewards.astype("<f8", copy=False).tobytes())
+        if self.counts is not None:
+            digest.update(self.counts.astype("<i8").tobytes())
         return digest.hexdigest()
 
     @cached_property
     def base(self) -> FloatArray:
         """Mean reward of the base model, shape (n_values,), reward units."""
         flat = self.rewards.reshape(-1, self.n_values)
+        if self.counts is not None:
+            return np.asarray(flat[0] + (self.prompt_means - flat[0]).mean(axis=0))
         return np.asarray(flat[0] + (flat - flat[0]).mean(axis=0))
 
     @cached_property
     def base_rounding(self) -> FloatArray:
         """What rounding took from `base`, shape (n_values,): a level far from 0 has few digits."""
+        if self.counts is not None:
+            return np.asarray((self.prompt_means - self.base).mean(axis=0))
         flat = self.rewards.reshape(-1, self.n_values)
         return np.asarray((flat - self.base).mean(axis=0))
 
     @cached_property
     def prompt_means(self) -> FloatArray:
         """Mean reward of each prompt's answers, shape (n_prompts, n_values), reward units."""
+        if self.counts is not None:
+            return ragged.prompt_means(self.rewards, self.counts)
         return self.rewards if self.pooled else np.asarray(self.rewards.mean(axis=1))
 
     @cached_property
     def _covariance(self) -> FloatArray:
         """Mean covariance within a prompt (of the pool, when pooled), shape (m, m)."""
+        if self.counts is not None:
+            return ragged.covariance(self.rewards, self.counts, self.prompt_means)
         spread = self.rewards[None] if self.pooled else self.rewards
         spread = spread - spread[:, :1]
         spread -= spread.mean(axis=1, keepdims=True)
@@ -165,6 +184,19 @@ class PilotSet:
         return np.asarray(np.sort(self.rewards, axis=1).mean(axis=0))
 
     @cached_property
+    def _order_statistics_by_count(self) -> dict[int, tuple[float, FloatArray]]:
+        """Share of the prompts with n answers, and their mean order statistics, by n."""
+        counts = self.counts
+        assert counts is not None
+        return {
+            int(n): (
+                float(np.mean(counts == n)),
+                np.sort(self.rewards[counts == n, :n], axis=1).mean(axis=0),
+            )
+            for n in np.unique(counts)
+        }
+
+    @cached_property
     def _sorted_pool(self) -> FloatArray:
         return np.sort(self.rewards.reshape(-1, self.n_values), axis=0)
 
@@ -176,10 +208,20 @@ class PilotSet:
         A quantile interpolates linearly between order statistics, so the mean over prompts is
         that interpolation between their means. In a pool it is the quantile of the pool.
         """
-        return _interpolate(self._mean_order_statistics[:, column], q)
+        if self.counts is None:
+            return _interpolate(self._mean_order_statistics[:, column], q)
+        _check_share(q)
+        total = np.zeros(self.n_values)[column]
+        for n, (share, ordered) in self._order_statistics_by_count.items():
+            weights = ragged.quantile_weights(q, n, self.rewards.shape[1])
+            total = total + share * (weights @ ordered[:, column])
+        return np.asarray(total)
 
     def traffic_quantile(self, q: float, column: int | slice = slice(None)) -> FloatArray:
         """Return the q-quantile over all prompts and answers together, as `quantile` does."""
+        if self.counts is not None:
+            _check_share(q)
+            return ragged.pooled_quantile(self.rewards, self.counts, q)[column]
         return _interpolate(self._sorted_pool[:, column], q)
 
     def groups(self, n_candidates: float, *, groups: int | None = None, seed: int = 0) -> Groups:
@@ -188,9 +230,9 @@ class PilotSet:
         Parameters
         ----------
         n_candidates : int or math.inf
-            Candidates in a group, N. Infinity takes all of a prompt's answers as one group, the
-            plug-in for N → ∞; in a pool the whole pool is the single group, which is the paper's
-            pooled dual.
+            Candidates in a group, N; prompts with fewer have none. Infinity takes all of a
+            prompt's answers as one group, the plug-in for N → ∞; in a pool the whole pool is the
+            single group, which is the paper's pooled dual.
         groups : int, optional
             How many. By default each prompt's answers are shuffled and cut into disjoint groups,
             so that all data count once; a larger number shuffles and cuts again (an incomplete
@@ -202,7 +244,8 @@ class PilotSet:
         Raises
         ------
         PilotError
-            There are fewer than N answers, or N is not a whole number from 1 up.
+            There are fewer than N answers (to at least half of the prompts), or N is not a whole
+            number from 1 up.
         """
         size, groups, seed = checked_options(self, n_candidates, groups, seed)
         # All candidates of a prompt are another draw when that is said with infinity.
@@ -226,7 +269,13 @@ class PilotSet:
     def save(self, path: str | Path) -> None:
         """Write a calibration file, whole or not at all; see `pilot_files.save`."""
         pilot_files.save(
-            Path(path), self.rewards, self.values, self.pooled, self.metadata, self.fingerprint
+            Path(path),
+            self.rewards,
+            self.values,
+            self.pooled,
+            self.metadata,
+            self.fingerprint,
+            self.counts,
         )
 
     @classmethod
@@ -241,7 +290,11 @@ class PilotSet:
         content = pilot_files.load(Path(path))
         try:
             pilot = cls(
-                content.rewards, content.values, pooled=content.pooled, metadata=content.metadata
+                content.rewards,
+                content.values,
+                pooled=content.pooled,
+                metadata=content.metadata,
+                counts=content.counts,
             )
         except PilotError as error:
             raise PilotError(f"{path}: {error}") from error
@@ -254,14 +307,22 @@ class PilotSet:
 
 
 def _rebuild(
-    rewards: FloatArray, values: tuple[str, ...], pooled: bool, metadata: dict[str, Any]
+    rewards: FloatArray,
+    values: tuple[str, ...],
+    pooled: bool,
+    metadata: dict[str, Any],
+    counts: IntArray | None,
 ) -> PilotSet:
-    return PilotSet(rewards, values, pooled=pooled, metadata=metadata)
+    return PilotSet(rewards, values, pooled=pooled, metadata=metadata, counts=counts)
+
+
+def _check_share(q: float) -> None:
+    if not 0.0 <= q <= 1.0:
+        raise PilotError(f"quantile: {q} is outside [0, 1].")
 
 
 def _interpolate(ordered: FloatArray, q: float) -> FloatArray:
-    if not 0.0 <= q <= 1.0:
-        raise PilotError(f"quantile: {q} is outside [0, 1].")
+    _check_share(q)
     position = q * (len(ordered) - 1)
     below = int(position)
     above = min(below + 1, len(ordered) - 1)

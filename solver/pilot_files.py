@@ -19,6 +19,8 @@ import numpy.typing as npt
 from solver.errors import PilotError
 
 FORMAT = "palette-pilot/1"
+# With the number of answers to each prompt, which readers of the first would overlook.
+RAGGED_FORMAT = "palette-pilot/2"
 
 
 @dataclass
@@ -30,6 +32,7 @@ class Content:
     pooled: bool
     metadata: dict[str, Any] = field(default_factory=dict)
     fingerprint: str | None = None
+    counts: Any = None
 
 
 def save(
@@ -39,6 +42,7 @@ def save(
     pooled: bool,
     metadata: Mapping[str, Any],
     fingerprint: str,
+    counts: npt.NDArray[np.intp] | None = None,
 ) -> None:
     """Write a calibration file atomically.
 
@@ -65,7 +69,8 @@ def save(
         with os.fdopen(handle, "wb") as file:
             write_npz(
                 file,
-                format=np.array(FORMAT),
+                **({} if counts is None else {"counts": np.asarray(counts)}),
+                format=np.array(FORMAT if counts is None else RAGGED_FORMAT),
                 rewards=np.asarray(rewards),
                 values=np.array(values),
                 pooled=np.array(pooled),
@@ -142,7 +147,9 @@ def _load_npz(path: Path) -> Content:
         ) from error
     written = str(arrays.get("format", "nothing"))
     names = {"rewards", "values", "pooled", "metadata", "fingerprint"}
-    if written != FORMAT or not names <= set(arrays):
+    if written == RAGGED_FORMAT:
+        names.add("counts")
+    if written not in (FORMAT, RAGGED_FORMAT) or not names <= set(arrays):
         raise PilotError(
             f"{path}: holds {written!r}, not a {FORMAT!r} calibration; make one with "
             "`palette calibrate` or PilotSet.save."
@@ -159,6 +166,7 @@ def _load_npz(path: Path) -> Content:
         pooled=bool(arrays["pooled"]),
         metadata=metadata,
         fingerprint=str(arrays["fingerprint"]),
+        counts=arrays["counts"] if written == RAGGED_FORMAT else None,
     )
 
 

@@ -10,6 +10,7 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
+from solver import ragged
 from solver.dual import ServedDual, softmax
 from solver.errors import SolverError
 from solver.palette import Palette
@@ -190,6 +191,7 @@ def target_influence(target: Target, pilot: PilotSet, column: int) -> FloatArray
 
     Shape (n_prompts, n_candidates), or (n_samples,) in a pool, up to a constant. What is defined
     by prompt is spread over the prompt's candidates, so that their mean is the prompt's influence.
+    Where prompts have different numbers of answers, shape (n_prompts, 1): that mean itself.
 
     Notes
     -----
@@ -198,6 +200,8 @@ def target_influence(target: Target, pilot: PilotSet, column: int) -> FloatArray
     bandwidth of Hall & Sheather (1988, J. R. Statist. Soc. B 50, 381-391).
     """
     rewards = pilot.rewards[..., column]
+    if pilot.counts is not None:
+        return _ragged_influence(target, pilot, pilot.counts, column)[:, None]
     match target.kind:
         case "keep":
             return rewards
@@ -216,9 +220,33 @@ def target_influence(target: Target, pilot: PilotSet, column: int) -> FloatArray
             return np.zeros(rewards.shape)
 
 
+def _ragged_influence(
+    target: Target, pilot: PilotSet, counts: npt.NDArray[np.intp], column: int
+) -> FloatArray:
+    rewards, means = pilot.rewards[..., column], pilot.prompt_means[:, column]
+    match target.kind:
+        case "keep":
+            return means
+        case "gain":
+            std = float(pilot.within_std[column])
+            step = target.numbers[0] * _squares(pilot, column)[:, 0] / (2.0 * std)
+            return np.asarray(means + step)
+        case "quantile" if target.of == "traffic":
+            q = target.numbers[0]
+            is_below = rewards <= pilot.traffic_quantile(q)[column]
+            is_below &= np.arange(rewards.shape[1]) < counts[:, None]
+            return np.asarray((q - is_below.sum(axis=1) / counts) * _sparsity(pilot, column, q))
+        case "quantile":
+            return ragged.quantiles(rewards, counts, target.numbers[0])
+        case _:
+            return np.zeros(len(rewards))
+
+
 def _squares(pilot: PilotSet, column: int) -> FloatArray:
     """Return squared deviations, whose mean is the squared `PilotSet.within_std`."""
     rewards = pilot.rewards[..., column]
+    if pilot.counts is not None:
+        return ragged.squares(rewards, pilot.counts)[:, None]
     centre = pilot.base[column] if pilot.pooled else rewards.mean(axis=1, keepdims=True)
     return np.asarray((rewards - centre) ** 2)
 
@@ -229,6 +257,8 @@ def _sparsity(pilot: PilotSet, column: int, q: float) -> float:
     z = normal.inv_cdf(q)
     ratio = 1.5 * normal.pdf(z) ** 2 / (2.0 * z * z + 1.0)
     n_samples = pilot.n_prompts * pilot.n_candidates
+    if pilot.counts is not None:
+        n_samples = int(pilot.counts.sum())
     bandwidth = (normal.inv_cdf(0.975) ** 2 * ratio / n_samples) ** (1 / 3)
     low, high = max(0.0, q - bandwidth), min(1.0, q + bandwidth)
     rise = pilot.traffic_quantile(high) - pilot.traffic_quantile(low)

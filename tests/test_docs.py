@@ -25,6 +25,7 @@ from server.routes import (
     chat,
     completions,
     health,
+    live,
     metrics,
     models,
     palette,
@@ -173,7 +174,7 @@ def test_routes_are_there():
     listed = {path.split("[")[0] for path in re.findall(r"(/[\w/]+)", told)}
     served = {"/docs"}
     for module in (
-        chat, completions, health, metrics, models, palette, profiles, replay,
+        chat, completions, health, live, metrics, models, palette, profiles, replay,
         calibrations, tradeoffs,
     ):  # fmt: skip
         served |= {route.path.split("/{")[0] for route in module.router.routes}

@@ -12,6 +12,7 @@ from fastapi import Depends, Request
 from server.alignment import Aligner
 from server.draining import Drain
 from server.errors import ClientLeftError
+from server.live.follower import Follower
 from server.metrics import Metrics
 from server.replay import Replays
 from server.settings import Settings
@@ -49,6 +50,7 @@ class Context:
     replays: Replays
     drain: Drain = field(default_factory=Drain)
     calibrating: CalibrationProgress = field(default_factory=CalibrationProgress)
+    follower: Follower | None = None
 
 
 def context_of(request: Request) -> Context:

@@ -64,8 +64,11 @@ async def solve_palette(body: SolveRequest, request: Request, context: InContext
     if calibration is None:
         msg = "the model has no calibration yet: run `palette calibrate`"
         raise CalibrationMissingError(msg)
-    promise = await until_client_leaves(request, aligner.promiser.on_traffic(options, calibration))
+    promise, calibration = await until_client_leaves(
+        request, aligner.promiser.on_live(options, calibration)
+    )
     assert promise.solution is not None
+    assert calibration is not None
     smallest = await until_client_leaves(
         request, asyncio.to_thread(min_candidates, promise.palette, calibration.pilot)
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from typing import Any
+from typing import Any, Literal
 
 from fastapi import APIRouter, Request
 
@@ -35,7 +35,8 @@ async def trace_frontier(
         await until_client_leaves(request, context.aligner.layers.resolve(body.palette))
     ).options
     assert options is not None
-    calibration, began = _calibration(context, options.calibration), time.perf_counter()
+    calibration = _calibration(context, options.candidates, options.calibration)
+    began = time.perf_counter()
     if options.scope == "answer" or options.candidates == "auto":
         msg = "a frontier is that of the traffic at one N: give `candidates` as a number, no scope"
         raise PaletteError(msg, param="candidates")
@@ -72,7 +73,8 @@ async def spread_palettes(
     body: SpreadRequest, request: Request, context: InContext
 ) -> dict[str, Any]:
     """Return palettes as different from each other as can be, to be offered as profiles."""
-    calibration, began = _calibration(context), time.perf_counter()
+    calibration = _calibration(context, body.candidates)
+    began = time.perf_counter()
     found = await until_client_leaves(
         request,
         asyncio.to_thread(
@@ -92,7 +94,8 @@ async def negotiate_palette(
     body: NegotiateRequest, request: Request, context: InContext
 ) -> dict[str, Any]:
     """Return the palette that does best by the least satisfied of several parties."""
-    calibration, began = _calibration(context), time.perf_counter()
+    calibration = _calibration(context, body.candidates)
+    began = time.perf_counter()
     parties = [
         Party(party.name, Palette(party.targets, floors=party.floors), party.weight)
         for party in body.parties
@@ -117,17 +120,21 @@ async def negotiate_palette(
 @router.get("/interference")
 async def report_interference(request: Request, context: InContext) -> dict[str, Any]:
     """Return which values pull on each other, and what that does to their multipliers."""
-    calibration, began = _calibration(context), time.perf_counter()
+    calibration, began = _calibration(context, 1), time.perf_counter()
     report = await until_client_leaves(request, asyncio.to_thread(interference, calibration.pilot))
     return _stamped(report.to_dict(), calibration, began)
 
 
-def _calibration(context: Context, name: str | None = None) -> Calibration:
+def _calibration(
+    context: Context, candidates: int | Literal["auto"] | None, name: str | None = None
+) -> Calibration:
     calibration = context.aligner.shelf.choose(context.settings.sampling, (), name)
     if calibration is None:
         msg = "the model has no calibration yet: run `palette calibrate`"
         raise CalibrationMissingError(msg)
-    return calibration
+    if not isinstance(candidates, int):
+        candidates = context.aligner.promiser.default_candidates
+    return calibration.covering(candidates)
 
 
 def _count(context: Context, candidates: int | None) -> int:

@@ -1,0 +1,150 @@
+"""Follows the answers served: off the event loop, one batch at a time, and swaps calibrations."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import AsyncIterator, Iterable
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+from server.alignment import Aligner, Served
+from server.calibration import Calibration
+from server.live.intake import Arrival, arrival_of, reason_against
+from server.live.track import Mode, Track
+
+logger = logging.getLogger(__name__)
+
+# Arrivals that wait to be counted; the oldest are dropped beyond.
+_MOST_WAITING = 1024
+
+
+class Follower:
+    """Keeps an aligner's calibration true to what is asked of it.
+
+    `observe` only appends to a queue. A task takes what has gathered to a thread, counts it, makes
+    a new version when it is due, and puts it in place of the old one in one assignment. State is
+    kept by the root calibration's id, so that one aligner can serve with several.
+
+    Parameters
+    ----------
+    aligner : Aligner
+    mode : {"on", "frozen"}
+    half_life : float
+        Live requests after which half of a calibration is renewed.
+    folder : Path
+        Where reservoirs are kept, a file for each root calibration. Two servers must not share it.
+
+    Attributes
+    ----------
+    mode, half_life
+    """
+
+    def __init__(self, aligner: Aligner, mode: Mode, half_life: float, folder: Path) -> None:
+        self.mode: Mode = mode
+        self.half_life = half_life
+        self._aligner = aligner
+        self._folder = folder
+        self._tracks: dict[str, Track] = {}
+        self._waiting: deque[Arrival] = deque(maxlen=_MOST_WAITING)
+        self._wake = asyncio.Event()
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self._is_stopping = False
+        aligner.doubts = self.doubts
+
+    def observe(self, served: Served) -> None:
+        """Note an answer; see `Aligner.observe`."""
+        arrival = arrival_of(served)
+        if arrival is not None:
+            self._waiting.append(arrival)
+            self._idle.clear()
+            self._wake.set()
+
+    def doubts(self, calibration: Calibration) -> Iterable[str]:
+        """Return a sentence for each drift that is found."""
+        track = self._tracks.get(calibration.id)
+        return () if track is None else track.monitor.warnings
+
+    def track(self, calibration: Calibration) -> Track | None:
+        """Return the live state of a calibration, once there is any."""
+        return self._tracks.get(calibration.id)
+
+    def tracks(self) -> dict[str, Track]:
+        """Return all live states, by the root calibration's id."""
+        return dict(self._tracks)
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """Take up what was kept, follow until the end, and keep what is new."""
+        for held in self._aligner.shelf.held:
+            self._swap(await asyncio.to_thread(self._open, held.calibration))
+        task = asyncio.create_task(self._follow(), name="follow")
+        try:
+            yield
+        finally:
+            self._is_stopping = True
+            self._wake.set()
+            await task
+            for track in self._tracks.values():
+                await asyncio.to_thread(track.save)
+
+    async def settled(self) -> None:
+        """Return once everything observed so far is counted and swapped in."""
+        await self._idle.wait()
+
+    async def _follow(self) -> None:
+        while not self._is_stopping or self._waiting:
+            await self._wake.wait()
+            self._wake.clear()
+            while self._waiting:
+                batch = list(self._waiting)
+                self._waiting.clear()
+                try:
+                    renewed = await asyncio.to_thread(self._take, batch)
+                except Exception:  # whatever it was, answers must go on
+                    logger.exception("live requests could not be followed")
+                    continue
+                for track in renewed:
+                    self._swap(track)
+            self._idle.set()
+
+    def _swap(self, track: Track) -> None:
+        """Serve with the newest version; the only place that puts one in place of another."""
+        shelf, newest = self._aligner.shelf, track.calibration
+        served = {one.calibration.id: one.calibration.version for one in shelf.held}
+        if served.get(newest.id, newest.version) == newest.version:
+            return
+        shelf.replace(newest.id, newest)
+        logger.info(
+            "calibration %s is at version %d: %d prompts, %d of them live",
+            newest.id, newest.version, newest.pilot.n_prompts, newest.live_prompts,
+        )  # fmt: skip
+
+    def _take(self, batch: list[Arrival]) -> list[Track]:
+        """Count a batch; return the states with a version that is not served yet."""
+        model, rewards = self._aligner.backend.fingerprint, self._aligner.rewards.fingerprint
+        touched: dict[str, Track] = {}
+        for arrival in batch:
+            track = self._open(arrival.calibration)
+            track.take(arrival, reason_against(arrival, model, rewards))
+            touched[arrival.calibration.id] = track
+        for track in touched.values():
+            track.monitor.publish()
+            if track.is_due:
+                track.refresh()
+        return list(touched.values())
+
+    def _open(self, calibration: Calibration) -> Track:
+        track = self._tracks.get(calibration.id)
+        if track is None:
+            track = Track(
+                calibration,
+                self.mode,
+                self.half_life,
+                self._folder / f"{calibration.id}.npz",
+                self._aligner.promiser.cache,
+            )
+            self._tracks[calibration.id] = track
+        return track
