@@ -264,7 +264,8 @@ async def test_without_a_calibration(tmp_path, settings):
         running.context.aligner.calibration = fake_calibration()
         failed(await replayed(running, body, LONG), 422, "calibration_missing", "palette.targets")
         report = await report_of(running, body, {"targets": {"words": "keep"}, "scope": "answer"})
-        assert report["calibration"] == {"id": None, "prompts": 0, "valid": True, "warnings": []}
+        assert report["calibration"]["id"] is None
+        assert report["calibration"]["valid"]
 
 
 async def test_profiles_and_the_floors_of_the_operator(tmp_path, settings):
