@@ -75,11 +75,23 @@ class ScorerReport:
 
 @dataclass(frozen=True, slots=True)
 class ValueReport:
-    """What was found of one value: how many pairs it has, and what is wrong with them."""
+    """What was found of one value.
+
+    Attributes
+    ----------
+    name : str
+    n_pairs : int
+        Better and worse answers that the file has for it.
+    problem : str or None
+        What is wrong with them.
+    is_tested : bool
+        Whether they were scored.
+    """
 
     name: str
     n_pairs: int
-    problem: str | None
+    problem: str | None = None
+    is_tested: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,11 +172,10 @@ def _check_scorer(
     base = ScorerReport(name, entry.kind, tuple(fed), model, licence)
     try:
         scorer = build_scorer(name, fed, entry, folder)
-        scorer.load(device)
         if not isinstance(scorer, DirectScorer | BatchedScorer):
-            return replace(
-                base, warnings=("it asks the chat model: `palette serve` tests it",)
-            ), None
+            told = "it asks the chat model, which is not here; a server tests it at its start"
+            return replace(base, warnings=(told,)), None
+        scorer.load(device)
         speed, scores = _time(scorer)
     except Exception as error:  # noqa: BLE001 - whatever fails here would keep the server from starting
         told = str(error) if isinstance(error, RewardError) else f"{type(error).__name__}: {error}"
@@ -206,10 +217,8 @@ def _warnings(entry: ScorerConfig, fed: Sequence[str], scores: FloatArray) -> tu
 def _check_value(
     column: Column, pairs: Sequence[Pair], scorers: Mapping[str, Scorer]
 ) -> ValueReport:
-    missing = [name for name in column.scorers if name not in scorers]
-    if not pairs or missing:
-        problem = f"not tested, for {missing[0]} is not" if pairs else None
-        return ValueReport(column.name, len(pairs), problem)
+    if not pairs or any(name not in scorers for name in column.scorers):
+        return ValueReport(column.name, len(pairs), is_tested=False)
     problem = unscorable(column, scorers)
     if problem is None:
         samples = samples_of(pairs)

@@ -7,7 +7,8 @@ import shutil
 
 import pytest
 
-from rewards import RewardConfigError
+from rewards import RewardConfigError, checking
+from rewards.base import Scorer
 from rewards.checking import check_rewards
 from rewards.licences import NOT_STATED, licence_of
 
@@ -61,8 +62,8 @@ def test_one_failure_hides_no_other(file):
     values = {one.name: one for one in report.values}
     assert values["tone"].problem is None
     assert values["tone"].n_pairs == 0
-    assert values["lost"].problem == "not tested, for broken is not"
-    assert values["words"].problem is None
+    assert (values["lost"].problem, values["lost"].is_tested) == (None, False)
+    assert (values["words"].problem, values["words"].is_tested) == (None, True)
     assert "sign turned round" in values["short"].problem
     assert "leave check out" in values["own"].problem
     assert not report.is_sound
@@ -75,6 +76,21 @@ def test_a_sound_file(file):
     report = check_rewards(file, device="cpu")
     # What is broken feeds nothing, so a server does not load it.
     assert report.is_sound
+
+
+def test_what_asks_the_chat_model_is_left_to_the_server(file, monkeypatch):
+    class Asking(Scorer):
+        def identity(self, output):
+            return {}
+
+        def load(self, device):
+            raise AssertionError("there is no chat model here")
+
+    monkeypatch.setattr(checking, "build_scorer", lambda name, *_: Asking(name, []))
+    report = check_rewards(file, device="cpu")
+    assert report.is_sound
+    assert all("asks the chat model" in one.warnings[0] for one in report.scorers)
+    assert not any(value.is_tested for value in report.values)
 
 
 def test_a_wrong_file(file):
