@@ -21,7 +21,7 @@ from rewards.base import (
 )
 from rewards.columns import Column
 from rewards.config import ModelConfig, RemoteConfig, RewardsConfig, ScorerConfig
-from rewards.config_file import read_config
+from rewards.config_file import read_config, split_source
 from rewards.errors import RewardError
 from rewards.licences import licence_of
 from rewards.pairs import Pair, find_problem, make_pair, samples_of, unscorable
@@ -41,7 +41,7 @@ class ScorerReport:
     ----------
     name, kind : str
     values : tuple of str
-        Values that it feeds.
+        Values that it feeds or watches.
     model : str or None
         Folder, hub name or address; None for kinds without one.
     licence : str or None
@@ -141,7 +141,7 @@ def check_rewards(
     reports = []
     for name, entry in config.scorers.items():
         tell(name)
-        fed = [column.name for column in columns if name in column.scorers]
+        fed = _fed(name, config)
         report, scorer = _check_scorer(name, fed, entry, path.parent, device)
         reports.append(report)
         if scorer is not None:
@@ -151,6 +151,19 @@ def check_rewards(
         for column in columns
     )
     return Report(str(path), device, tuple(reports), values)
+
+
+def _fed(scorer: str, config: RewardsConfig) -> list[str]:
+    """Return the values that a scorer feeds or watches."""
+    sources = {
+        name: (*value.weights, *([value.watch] if value.watch is not None else []))
+        for name, value in config.values.items()
+    }
+    return [
+        name
+        for name, given in sources.items()
+        if any(split_source(one, config.scorers)[0] == scorer for one in given)
+    ]
 
 
 def _device(config: RewardsConfig, device: str) -> str:
@@ -209,7 +222,7 @@ def _warnings(entry: ScorerConfig, fed: Sequence[str], scores: FloatArray) -> tu
                 found.append(
                     f"all its numbers ({name}) lie in [0, 1]: the server may put rewards through a "
                     "sigmoid or softmax, and levels are then not those of logits; have it give raw "
-                    "numbers, or use what inverts it"
+                    "numbers, or turn them into log-odds"
                 )
     return tuple(found)
 

@@ -24,8 +24,9 @@ scorers:
   count: {kind: lexical, measure: words}
   own: {kind: sampler_logprob}
   idle: {kind: lexical, measure: characters}
+  seen: {kind: lexical, measure: sentences}
 values:
-  tone: {from: tone}
+  tone: {from: tone, watch: seen}
   lost: {from: broken, check: [{prompt: q, better: a, worse: b}]}
   words: {from: count, check: [{prompt: q, better: a b, worse: a}]}
   short: {mix: {count: -1}, check: [{prompt: q, better: a b, worse: a}]}
@@ -45,7 +46,7 @@ def file(tiny_model, tmp_path):
 def test_one_failure_hides_no_other(file):
     told = []
     report = check_rewards(file, device="cpu", tell=told.append)
-    assert told == ["tone", "broken", "count", "own", "idle"]
+    assert told == ["tone", "broken", "count", "own", "idle", "seen"]
     scorers = {one.name: one for one in report.scorers}
     tone = scorers["tone"]
     assert tone.problem is None
@@ -58,6 +59,7 @@ def test_one_failure_hides_no_other(file):
     assert tone.ms_per_1k_tokens > 0
     assert "no such folder" in scorers["broken"].problem
     assert scorers["count"].ms_per_1k_tokens is None
+    assert (scorers["seen"].values, scorers["seen"].warnings) == (("tone",), ())
     assert scorers["idle"].warnings == ("it feeds no value, so a server does not load it",)
     values = {one.name: one for one in report.values}
     assert values["tone"].problem is None
