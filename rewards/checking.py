@@ -21,7 +21,7 @@ from rewards.base import (
 )
 from rewards.columns import Column
 from rewards.config import ModelConfig, RemoteConfig, RewardsConfig, ScorerConfig
-from rewards.config_file import read_config
+from rewards.config_file import read_config, split_source
 from rewards.errors import RewardError
 from rewards.licences import licence_of
 from rewards.pairs import Pair, find_problem, make_pair, samples_of, unscorable
@@ -41,7 +41,7 @@ class ScorerReport:
     ----------
     name, kind : str
     values : tuple of str
-        Values that it feeds.
+        Values that it feeds or watches.
     model : str or None
         Folder, hub name or address; None for kinds without one.
     licence : str or None
@@ -75,11 +75,23 @@ class ScorerReport:
 
 @dataclass(frozen=True, slots=True)
 class ValueReport:
-    """What was found of one value: how many pairs it has, and what is wrong with them."""
+    """What was found of one value.
+
+    Attributes
+    ----------
+    name : str
+    n_pairs : int
+        Better and worse answers that the file has for it.
+    problem : str or None
+        What is wrong with them.
+    is_tested : bool
+        Whether they were scored.
+    """
 
     name: str
     n_pairs: int
-    problem: str | None
+    problem: str | None = None
+    is_tested: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +141,7 @@ def check_rewards(
     reports = []
     for name, entry in config.scorers.items():
         tell(name)
-        fed = [column.name for column in columns if name in column.scorers]
+        fed = _fed(name, config)
         report, scorer = _check_scorer(name, fed, entry, path.parent, device)
         reports.append(report)
         if scorer is not None:
@@ -139,6 +151,19 @@ def check_rewards(
         for column in columns
     )
     return Report(str(path), device, tuple(reports), values)
+
+
+def _fed(scorer: str, config: RewardsConfig) -> list[str]:
+    """Return the values that a scorer feeds or watches."""
+    sources = {
+        name: (*value.weights, *([value.watch] if value.watch is not None else []))
+        for name, value in config.values.items()
+    }
+    return [
+        name
+        for name, given in sources.items()
+        if any(split_source(one, config.scorers)[0] == scorer for one in given)
+    ]
 
 
 def _device(config: RewardsConfig, device: str) -> str:
@@ -160,11 +185,10 @@ def _check_scorer(
     base = ScorerReport(name, entry.kind, tuple(fed), model, licence)
     try:
         scorer = build_scorer(name, fed, entry, folder)
-        scorer.load(device)
         if not isinstance(scorer, DirectScorer | BatchedScorer):
-            return replace(
-                base, warnings=("it asks the chat model: `palette serve` tests it",)
-            ), None
+            told = "it asks the chat model, which is not here; a server tests it at its start"
+            return replace(base, warnings=(told,)), None
+        scorer.load(device)
         speed, scores = _time(scorer)
     except Exception as error:  # noqa: BLE001 - whatever fails here would keep the server from starting
         told = str(error) if isinstance(error, RewardError) else f"{type(error).__name__}: {error}"
@@ -198,7 +222,7 @@ def _warnings(entry: ScorerConfig, fed: Sequence[str], scores: FloatArray) -> tu
                 found.append(
                     f"all its numbers ({name}) lie in [0, 1]: the server may put rewards through a "
                     "sigmoid or softmax, and levels are then not those of logits; have it give raw "
-                    "numbers, or use what inverts it"
+                    "numbers, or turn them into log-odds"
                 )
     return tuple(found)
 
@@ -206,10 +230,8 @@ def _warnings(entry: ScorerConfig, fed: Sequence[str], scores: FloatArray) -> tu
 def _check_value(
     column: Column, pairs: Sequence[Pair], scorers: Mapping[str, Scorer]
 ) -> ValueReport:
-    missing = [name for name in column.scorers if name not in scorers]
-    if not pairs or missing:
-        problem = f"not tested, for {missing[0]} is not" if pairs else None
-        return ValueReport(column.name, len(pairs), problem)
+    if not pairs or any(name not in scorers for name in column.scorers):
+        return ValueReport(column.name, len(pairs), is_tested=False)
     problem = unscorable(column, scorers)
     if problem is None:
         samples = samples_of(pairs)

@@ -74,12 +74,15 @@ def _print(report: Report, console: Console) -> None:
     for value in report.values:
         if value.problem:
             _line(console, f"[bold]{value.name}[/] [red]failed[/]:", value.problem)
-        elif value.n_pairs:
+        elif value.is_tested:
             _line(
                 console,
                 f"[bold]{value.name}[/]",
                 f"tells better from worse ({value.n_pairs} pairs)",
             )
+        elif value.n_pairs:
+            told = "is not tested, for a scorer that it needs is not"
+            _line(console, f"[bold]{value.name}[/]", told)
         else:
             told = "has no pair of a better and a worse answer (check:), so its sign is not tested"
             _line(console, f"[bold]{value.name}[/]", told)

@@ -42,7 +42,9 @@ class EmbeddingScorer(TransformerScorer):
     def forward(self, batch: Sequence[Tokens]) -> FloatArray:
         with torch.inference_mode():
             budget = max(self.max_length, len(batch) * max(len(tokens) for tokens in batch))
-            firsts = self._embed_firsts([tokens.first for tokens in batch], budget)
+            # Inputs that only serve to time a pass have no first text.
+            texts = [tokens.first or tuple(tokens.ids) for tokens in batch]
+            firsts = self._embed_firsts(texts, budget)
             seconds = self._embed(batch)
             cosines = torch.nn.functional.cosine_similarity(firsts, seconds, dim=-1)
             return np.asarray(cosines.cpu().numpy(), dtype=np.float64)

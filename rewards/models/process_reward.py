@@ -79,8 +79,9 @@ class ProcessReward(TransformerScorer):
                 good = torch.sigmoid(logits[..., 0])
             else:
                 good = torch.softmax(logits, dim=-1)[..., self._good]
+            # Inputs that only serve to time a pass have no marks.
             steps = [
-                good[row, list(tokens.marks)].double().cpu().numpy()
+                good[row, list(tokens.marks) or [-1]].double().cpu().numpy()
                 for row, tokens in enumerate(batch)
             ]
         reduce = _REDUCE[self._config.aggregate]

@@ -54,12 +54,19 @@ class Readout:
             )
 
     def __call__(self, given: Any) -> Tensor:
-        """Return one number per text, shape (n_texts,), from what the model gave."""
+        """Return one number per text, shape (n_texts,).
+
+        Parameters
+        ----------
+        given : Tensor, shape (n_texts, n_labels), or transformers' output
+            Logits, or what holds them; an attribute is read from the latter alone.
+        """
         config = self._config
         if config.attribute is not None:
             scores = self._attribute(given, config.attribute)
         else:
-            scores = self._logit(given.logits.float())
+            logits = given if isinstance(given, Tensor) else given.logits
+            scores = self._logit(logits if logits.dtype == torch.float64 else logits.float())
         if config.activation == "sigmoid":
             scores = torch.sigmoid(scores)
         elif config.activation == "log_sigmoid":
@@ -74,7 +81,7 @@ class Readout:
     def _logit(self, logits: Tensor) -> Tensor:
         config = self._config
         if config.expect is not None:
-            numbers = torch.tensor(self._numbers, device=logits.device)
+            numbers = torch.tensor(self._numbers, device=logits.device, dtype=logits.dtype)
             return torch.softmax(logits, dim=-1) @ numbers
         if config.activation == "log_odds":
             others = [index for index in range(logits.shape[1]) if index != self._plus]

@@ -7,7 +7,8 @@ import shutil
 
 import pytest
 
-from rewards import RewardConfigError
+from rewards import RewardConfigError, checking
+from rewards.base import Scorer
 from rewards.checking import check_rewards
 from rewards.licences import NOT_STATED, licence_of
 
@@ -23,8 +24,9 @@ scorers:
   count: {kind: lexical, measure: words}
   own: {kind: sampler_logprob}
   idle: {kind: lexical, measure: characters}
+  seen: {kind: lexical, measure: sentences}
 values:
-  tone: {from: tone}
+  tone: {from: tone, watch: seen}
   lost: {from: broken, check: [{prompt: q, better: a, worse: b}]}
   words: {from: count, check: [{prompt: q, better: a b, worse: a}]}
   short: {mix: {count: -1}, check: [{prompt: q, better: a b, worse: a}]}
@@ -44,7 +46,7 @@ def file(tiny_model, tmp_path):
 def test_one_failure_hides_no_other(file):
     told = []
     report = check_rewards(file, device="cpu", tell=told.append)
-    assert told == ["tone", "broken", "count", "own", "idle"]
+    assert told == ["tone", "broken", "count", "own", "idle", "seen"]
     scorers = {one.name: one for one in report.scorers}
     tone = scorers["tone"]
     assert tone.problem is None
@@ -57,12 +59,13 @@ def test_one_failure_hides_no_other(file):
     assert tone.ms_per_1k_tokens > 0
     assert "no such folder" in scorers["broken"].problem
     assert scorers["count"].ms_per_1k_tokens is None
+    assert (scorers["seen"].values, scorers["seen"].warnings) == (("tone",), ())
     assert scorers["idle"].warnings == ("it feeds no value, so a server does not load it",)
     values = {one.name: one for one in report.values}
     assert values["tone"].problem is None
     assert values["tone"].n_pairs == 0
-    assert values["lost"].problem == "not tested, for broken is not"
-    assert values["words"].problem is None
+    assert (values["lost"].problem, values["lost"].is_tested) == (None, False)
+    assert (values["words"].problem, values["words"].is_tested) == (None, True)
     assert "sign turned round" in values["short"].problem
     assert "leave check out" in values["own"].problem
     assert not report.is_sound
@@ -75,6 +78,21 @@ def test_a_sound_file(file):
     report = check_rewards(file, device="cpu")
     # What is broken feeds nothing, so a server does not load it.
     assert report.is_sound
+
+
+def test_what_asks_the_chat_model_is_left_to_the_server(file, monkeypatch):
+    class Asking(Scorer):
+        def identity(self, output):
+            return {}
+
+        def load(self, device):
+            raise AssertionError("there is no chat model here")
+
+    monkeypatch.setattr(checking, "build_scorer", lambda name, *_: Asking(name, []))
+    report = check_rewards(file, device="cpu")
+    assert report.is_sound
+    assert all("asks the chat model" in one.warnings[0] for one in report.scorers)
+    assert not any(value.is_tested for value in report.values)
 
 
 def test_a_wrong_file(file):

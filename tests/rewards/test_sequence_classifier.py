@@ -146,7 +146,8 @@ def softmax(x):
 
 def test_log_odds_where_the_probability_rounds_to_one():
     read = Readout(OutputConfig(index=0, activation="log_odds"), {0: "a", 1: "b", 2: "c"})
-    logits = torch.tensor([[60.0, 0.0, 0.0]])
+    logits = torch.tensor([[60.0, 0.0, 0.0]], dtype=torch.float64)
+    np.testing.assert_array_equal(read(logits), read(SimpleNamespace(logits=logits)))
     np.testing.assert_allclose(read(SimpleNamespace(logits=logits)), 60 - np.log(2), rtol=1e-6)
 
 

@@ -43,6 +43,15 @@ def test_a_sound_file(file):
     assert "characters has no pair" in told.stdout
 
 
+def test_values_of_a_scorer_that_fails(file):
+    broken = "{kind: sequence_classifier, model: ./gone, input: {view: text}}"
+    file.write_text(SOUND.replace("{kind: lexical, measure: words}", broken))
+    told = check(file, "--device", "cpu")
+    assert told.exit_code == 1
+    assert "failed: scorer 'count' (feeds words)" in told.stdout
+    assert "words is not tested" in told.stdout
+
+
 def test_json_is_one_object(file):
     told = check(file, "--json")
     assert told.exit_code == 0

@@ -78,6 +78,15 @@ def test_tokens_of_the_answer_alone(architecture, model):
     assert_batches_agree(scorer, wanted, expected, 1e-4)
 
 
+def test_what_stands_behind_the_answer_is_not_its_own(model):
+    scorer = load(
+        model("llama"), tokens="answer", input={"view": "text", "text": "{prompt}{answer} end"}
+    )
+    sample = Sample(({"role": "user", "content": "ab"},), "cde")
+    (tokens,) = scorer.encode([scorer.render(sample)])
+    assert tokens.marks == (3, 4, 5)  # behind <s> a b
+
+
 def test_a_sum_is_the_mean_times_the_tokens(model):
     mean, total = load(model("llama")), load(model("llama"), reduce="sum")
     inputs = mean.encode([mean.render(one) for one in samples(n=6)])
