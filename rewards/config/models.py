@@ -21,7 +21,9 @@ class SequenceClassifierConfig(ReadsOutputs):
         False, description="Accept weights that are no safetensors; loading them can run code."
     )
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
-        "auto", description="auto: bfloat16 on a GPU, float32 on a CPU."
+        "auto",
+        description="auto: bfloat16 on a GPU, float32 on a CPU. bfloat16 is faster on CPUs that "
+        "have it (AVX512_BF16, AMX) too, and moves scores by about a percent.",
     )
     input: InputConfig
     max_length: int | None = Field(
