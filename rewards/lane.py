@@ -11,9 +11,11 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Generic, TypeVar
 
-from rewards.errors import HungError
+from rewards.errors import HungError, RewardError
 
 Result = TypeVar("Result")
+
+_CLOSED = "the reward suite was closed while it was scoring"
 
 
 class _Call(Generic[Result]):
@@ -64,6 +66,8 @@ class Lane:
         ------
         HungError
             When it takes too long, or none can run because those that do hang.
+        RewardError
+            When the lane is closed before it began.
         """
         call = _Call(function)
         self._enter(call)
@@ -79,16 +83,19 @@ class Lane:
             result.cancel()  # a call that has not begun never does
 
     def close(self) -> None:
-        """End the threads once the calls that run are through; calls that wait are dropped."""
+        """End the threads once the calls that run are through; calls that wait fail."""
         with self._wake:
             self._is_closing = True
             for call in self._calls:
-                call.future.cancel()
+                if call.future.set_running_or_notify_cancel():
+                    call.future.set_exception(RewardError(_CLOSED))
             self._calls.clear()
             self._wake.notify_all()
 
     def _enter(self, call: _Call[Result]) -> None:
         with self._wake:
+            if self._is_closing:
+                raise RewardError(_CLOSED)
             if self._n_given_up == self._n_threads:
                 raise HungError(self._timeout_s)
             self._calls.append(call)  # type: ignore[arg-type]  # results are not mixed up

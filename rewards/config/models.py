@@ -22,7 +22,9 @@ class ModelConfig(Scored):
         False, description="Accept weights that are no safetensors; loading them can run code."
     )
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
-        "auto", description="auto: bfloat16 on a GPU, float32 on a CPU."
+        "auto",
+        description="auto: bfloat16 on a GPU, float32 on a CPU. bfloat16 is faster on CPUs that "
+        "have it (AVX512_BF16, AMX) too, and moves scores by about a percent.",
     )
     max_length: int | None = Field(
         None, ge=8, description="Longest input in tokens; default what the model takes, up to 2048."

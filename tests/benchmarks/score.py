@@ -30,7 +30,7 @@ values: {v: {from: m}}
 """
 
 
-def make_model(folder):
+def make_model(folder, name="model", n_labels=1):
     torch.manual_seed(0)
     config = transformers.BertConfig(
         vocab_size=8000,
@@ -38,11 +38,11 @@ def make_model(folder):
         num_hidden_layers=4,
         num_attention_heads=4,
         intermediate_size=1024,
-        num_labels=1,
+        num_labels=n_labels,
         pad_token_id=0,
     )
-    transformers.BertForSequenceClassification(config).save_pretrained(folder / "model")
-    wordpiece().save_pretrained(folder / "model")
+    transformers.BertForSequenceClassification(config).save_pretrained(folder / name)
+    wordpiece().save_pretrained(folder / name)
     (folder / "rewards.yaml").write_text(CONFIG)
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from rewards import RewardQueueFullError, ScoringError
+from rewards import RewardError, RewardQueueFullError, ScoringError
 from rewards.base import TRIAL, DirectScorer
 from rewards.budget import is_out_of_memory
 from tests.rewards.fakes import HeldScorer, sample, suite_of
@@ -120,6 +120,21 @@ async def test_a_hung_call_is_given_up_though_its_caller_has_left():
             await suite.score([sample("abc")])
         hung.gate.set()
         await until(lambda: suite.health()["direct"]["state"] == "ok")
+
+
+async def test_closing_fails_the_calls_that_wait():
+    direct = HeldDirect()
+    suite = suite_of(direct)
+    await suite.start()
+    running = scored(suite, "hang")
+    await entered(direct)
+    waiting = scored(suite, "abc")
+    await until(lambda: suite._runner._lanes["direct"]._calls)
+    closing = asyncio.create_task(suite.close())
+    with pytest.raises(RewardError, match="closed while"):
+        await waiting
+    direct.gate.set()
+    await asyncio.gather(running, closing, return_exceptions=True)
 
 
 async def test_one_thread_hangs_and_the_other_serves():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import socket
 import threading
@@ -550,3 +551,30 @@ def test_numbers_that_look_squeezed(low, high, warns, serve, tmp_path):
     assert report.is_sound
     (scorer,) = report.scorers
     assert [("sigmoid or softmax" in warning) for warning in scorer.warnings] == [True] * warns
+
+
+async def test_a_remote_is_seen_to_be_down_and_to_be_back(serve, load, monkeypatch):
+    """Nobody asks for its value in between."""
+    monkeypatch.setattr("rewards.trials.FIRST_PAUSE_S", 0.0)
+    monkeypatch.setattr("rewards.trials.LONGEST_PAUSE_S", 0.001)
+    monkeypatch.setattr(remote, "_pause", lambda _: None)
+    upstream = serve("webhook")
+
+    def held(handler, body):
+        assert handler.server.release.wait(20)
+        return 200, {}, good("webhook", body)
+
+    async def until(condition):
+        async with asyncio.timeout(20):
+            while not condition(suite.health()["far"]):  # noqa: ASYNC110
+                await asyncio.sleep(0.001)
+
+    async with load("webhook", upstream.url) as suite:
+        upstream.script = [*[(500, {}, {})] * 6, held]  # a request, a trial, a trial that waits
+        with pytest.raises(ScoringError, match="answered 500"):
+            await suite.score(samples("one"))
+        await until(lambda health: health["persists"])
+        assert suite.health()["far"]["state"] == "failing"
+        upstream.release.set()
+        await until(lambda health: health["state"] == "ok" and not health["persists"])
+        np.testing.assert_array_equal(await suite.score(samples("a b")), [[3, 2]])

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import asyncio
 import json
 import math
+import threading
 import time
 
 import numpy as np
@@ -357,3 +359,33 @@ values:
         scores = suite.score_sync([Sample((), "Thank you!"), Sample((), "{}")])
         assert scores.tolist() == [[0.5, 0, 1], [0, 1, 1]]
         assert not math.isnan(scores.sum())
+
+
+@pytest.mark.parametrize(
+    "slow",
+    [
+        "{kind: verifiable, check: regex, pattern: a+b}",
+        "{kind: verifiable, check: number, expected_from: '(?P<expected>.+)'}",
+    ],
+)
+async def test_a_slow_pattern_holds_up_no_other_value(slow, tmp_path):
+    path = tmp_path / "rewards.yaml"
+    path.write_text(f"""
+version: 1
+scorers:
+  slow: {slow}
+  words: {{kind: verifiable, check: words, max: 3}}
+values:
+  slow: {{from: slow}}
+  words: {{from: words}}
+""")
+    sample = Sample(({"role": "user", "content": "1"},), "a 1")
+    async with load_rewards(path) as suite:
+        gate = threading.Event()
+        check = suite._scorers["slow"]._check
+        suite._scorers["slow"]._check = lambda one: check(one) if gate.wait(20) else None
+        waiting = asyncio.create_task(suite.score([sample]))
+        assert (await suite.score([sample], ["words"])).tolist() == [[1]]
+        assert not waiting.done()
+        gate.set()
+        assert (await waiting)[0, 1] == 1
