@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import httpx
 import numpy as np
@@ -12,10 +13,12 @@ from typer.testing import CliRunner
 
 from rewards import RewardModelError
 from server.app import running_aligner, running_app
+from server.backends.base import Candidate, Prompt, ToolCall
 from server.calibrator import calibrate
 from server.cli import app as command
 from server.embedded import CHAT_MODEL, CHAT_MODEL_NAME, PROMPTS
 from server.prompts import read_prompts
+from server.scoring import sample_of
 from server.settings import load_settings
 from tests.server.fakes import FakeBackend
 
@@ -158,3 +161,26 @@ def test_score_asks_the_chat_model(tmp_path, rewards_file, monkeypatch):
     first, second = (json.loads(line)["rewards"] for line in told.stdout.splitlines())
     assert set(first) == {"kind", "useful", "words"}
     assert first["kind"] != second["kind"]
+
+
+PROMPT = Prompt(({"role": "user", "content": "Hi"},), (1, 2))
+CANDIDATE = Candidate(0, "Hello.", (), 3, "stop", token_ids=(3, 4))
+
+
+@pytest.mark.parametrize(
+    ("prompt", "candidate", "ids"),
+    [
+        ({}, {}, ((1, 2), (3, 4))),
+        ({}, {"text": "", "token_ids": ()}, ((1, 2), ())),
+        # What was not sampled as it stands is read anew, as its text.
+        ({}, {"reasoning": "They greet."}, (None, None)),
+        ({}, {"tool_calls": (ToolCall("wave", "{}"),)}, (None, None)),
+        ({"is_raw": True}, {}, (None, None)),
+        # Only the upstream knows the tokens.
+        ({"token_ids": ()}, {}, (None, None)),
+        ({}, {"token_ids": ()}, (None, None)),
+    ],
+)
+def test_tokens_are_given_where_they_are_the_conversation_and_the_answer(prompt, candidate, ids):
+    sample = sample_of(replace(PROMPT, **prompt), replace(CANDIDATE, **candidate))
+    assert (sample.prompt_ids, sample.answer_ids) == ids
