@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from rewards import RewardModelError
 from server.app import running_aligner, running_app
-from server.backends.base import Candidate, Prompt, ToolCall
+from server.backends.base import BackendUnavailableError, Candidate, Prompt, ToolCall
 from server.calibrator import calibrate
 from server.cli import app as command
 from server.embedded import CHAT_MODEL, CHAT_MODEL_NAME, PROMPTS
@@ -145,6 +145,27 @@ async def test_a_backend_that_cannot_judge_stops_the_start(tmp_path, rewards_fil
     with pytest.raises(RewardModelError, match=r"'judge'.*this backend cannot be asked"):
         async with running_aligner(settings, backend=FakeBackend()):
             pass
+
+
+async def test_a_chat_model_that_is_away_is_no_fault_of_the_rewards(tmp_path, rewards_file):
+    backend = FakeBackend()
+    backend.check_words = lambda words: None
+
+    async def ask(sample, questions, words):
+        raise BackendUnavailableError("the engine starts again; retry later")
+
+    backend.ask = ask
+    settings = settings_of(tmp_path, rewards_file)
+    async with running_app(settings, backend=backend) as app:
+        transport = httpx.ASGITransport(app=app, raise_app_exceptions=False)
+        async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+            body = {"messages": [{"role": "user", "content": "Hi"}], "answers": ["Hello."]}
+            reply = await client.post("/v1/palette/score", json=body)
+            health = (await client.get("/ready")).json()
+    assert reply.status_code == 503
+    assert reply.json()["error"]["code"] == "backend_unavailable"
+    assert reply.headers["retry-after"]
+    assert "judge" in json.dumps(health)
 
 
 def test_score_asks_the_chat_model(tmp_path, rewards_file, monkeypatch):
