@@ -13,7 +13,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
-from rewards import RewardError, RewardQueueFullError
+from rewards import RewardError, RewardQueueFullError, ScoringError
 from server.admission import QueueFullError
 from server.auth import InvalidKeyError
 from server.backends.base import (
@@ -155,6 +155,8 @@ def reply_to(error: Exception) -> ErrorReply:
 
 
 def _reply(error: Exception) -> ErrorReply:
+    if isinstance(error, ScoringError) and isinstance(error.__cause__, BackendError):
+        error = error.__cause__  # of the chat model, which a judged value asked
     if isinstance(error, RequestValidationError):
         return _validation_reply(error.errors(), error.body)
     if isinstance(error, HTTPException):

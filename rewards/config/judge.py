@@ -10,7 +10,8 @@ from pydantic import Field, field_validator, model_validator
 from rewards.base import SCORE
 from rewards.config.section import Name, Scored
 
-TEMPLATE = "Consider only the last reply. {question} Answer Yes or No."
+# The question stands last: what several questions share before theirs is read once.
+TEMPLATE = "Consider only the last reply. Answer Yes or No. {question}"
 
 
 class JudgeConfig(Scored):

@@ -121,8 +121,10 @@ class Asker:
                 )
             )
         except Exception as error:  # jinja's own, and the Python that templates fail as
+            # Its message may quote the conversation; it is the cause, which is not logged.
             raise ValueError(
-                f"the model's chat template does not let a question follow the answer: {error}"
+                "the model's chat template does not let a question follow the answer "
+                f"({type(error).__name__})"
             ) from error
 
     def _ids(self, text: str) -> list[int]:

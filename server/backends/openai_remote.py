@@ -29,6 +29,7 @@ from server.backends.base import (
     BackendError,
     BackendUnavailableError,
     Candidate,
+    ContextLengthError,
     Feature,
     Prompt,
     PromptError,
@@ -262,7 +263,12 @@ class OpenAIRemoteBackend(Backend):
         async def ask_one(question: str) -> list[float]:
             replies: list[Any] = []
             body = shared | question_fields(sample, question)
-            await upstream.retrying(lambda: upstream.chat(body, replies.append))
+            try:
+                await upstream.retrying(lambda: upstream.chat(body, replies.append))
+            except (PromptError, ContextLengthError) as error:
+                # Its message may quote the conversation; that of a reward's failure is logged.
+                msg = f"the upstream model server refuses the question ({type(error).__name__})"
+                raise ValueError(msg) from None
             return answer_of(replies[-1] if replies else None, words)
 
         try:

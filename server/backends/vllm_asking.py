@@ -24,6 +24,8 @@ def asking_params(word_ids: Sequence[Sequence[int]]) -> Any:
         flat_logprobs=True,
         output_kind=RequestOutputKind.FINAL_ONLY,
         detokenize=False,
+        # A copy of each request's own would cost as much as the rest of it here.
+        skip_clone=True,
     )
 
 

@@ -73,8 +73,8 @@ def suite_of(tmp_path, judge, text=FILE):
 
 
 ASKED = (
-    "Consider only the last reply. Is the reply kind? Answer Yes or No.",
-    "Consider only the last reply. Is it {honest}? Answer Yes or No.",
+    "Consider only the last reply. Answer Yes or No. Is the reply kind?",
+    "Consider only the last reply. Answer Yes or No. Is it {honest}?",
 )
 
 

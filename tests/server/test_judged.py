@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import httpx
 import numpy as np
@@ -12,10 +13,12 @@ from typer.testing import CliRunner
 
 from rewards import RewardModelError
 from server.app import running_aligner, running_app
+from server.backends.base import BackendUnavailableError, Candidate, Prompt, ToolCall
 from server.calibrator import calibrate
 from server.cli import app as command
 from server.embedded import CHAT_MODEL, CHAT_MODEL_NAME, PROMPTS
 from server.prompts import read_prompts
+from server.scoring import sample_of
 from server.settings import load_settings
 from tests.server.fakes import FakeBackend
 
@@ -144,6 +147,27 @@ async def test_a_backend_that_cannot_judge_stops_the_start(tmp_path, rewards_fil
             pass
 
 
+async def test_a_chat_model_that_is_away_is_no_fault_of_the_rewards(tmp_path, rewards_file):
+    backend = FakeBackend()
+    backend.check_words = lambda words: None
+
+    async def ask(sample, questions, words):
+        raise BackendUnavailableError("the engine starts again; retry later")
+
+    backend.ask = ask
+    settings = settings_of(tmp_path, rewards_file)
+    async with running_app(settings, backend=backend) as app:
+        transport = httpx.ASGITransport(app=app, raise_app_exceptions=False)
+        async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+            body = {"messages": [{"role": "user", "content": "Hi"}], "answers": ["Hello."]}
+            reply = await client.post("/v1/palette/score", json=body)
+            health = (await client.get("/ready")).json()
+    assert reply.status_code == 503
+    assert reply.json()["error"]["code"] == "backend_unavailable"
+    assert reply.headers["retry-after"]
+    assert "judge" in json.dumps(health)
+
+
 def test_score_asks_the_chat_model(tmp_path, rewards_file, monkeypatch):
     monkeypatch.setenv("PALETTE_TORCH_THREADS", "1")
     answers = tmp_path / "answers.jsonl"
@@ -158,3 +182,26 @@ def test_score_asks_the_chat_model(tmp_path, rewards_file, monkeypatch):
     first, second = (json.loads(line)["rewards"] for line in told.stdout.splitlines())
     assert set(first) == {"kind", "useful", "words"}
     assert first["kind"] != second["kind"]
+
+
+PROMPT = Prompt(({"role": "user", "content": "Hi"},), (1, 2))
+CANDIDATE = Candidate(0, "Hello.", (), 3, "stop", token_ids=(3, 4))
+
+
+@pytest.mark.parametrize(
+    ("prompt", "candidate", "ids"),
+    [
+        ({}, {}, ((1, 2), (3, 4))),
+        ({}, {"text": "", "token_ids": ()}, ((1, 2), ())),
+        # What was not sampled as it stands is read anew, as its text.
+        ({}, {"reasoning": "They greet."}, (None, None)),
+        ({}, {"tool_calls": (ToolCall("wave", "{}"),)}, (None, None)),
+        ({"is_raw": True}, {}, (None, None)),
+        # Only the upstream knows the tokens.
+        ({"token_ids": ()}, {}, (None, None)),
+        ({}, {"token_ids": ()}, (None, None)),
+    ],
+)
+def test_tokens_are_given_where_they_are_the_conversation_and_the_answer(prompt, candidate, ids):
+    sample = sample_of(replace(PROMPT, **prompt), replace(CANDIDATE, **candidate))
+    assert (sample.prompt_ids, sample.answer_ids) == ids

@@ -99,7 +99,7 @@ async def test_an_answer_from_elsewhere_is_rendered(llama, llama_folder):
     found = await llama.ask(sample, ASKED[:1], WORDS)
     wanted = expected(llama_folder, tokenizer(text)["input_ids"], groups)
     assert_allclose(found, [wanted], atol=1e-4)
-    with pytest.raises(ValueError, match=r"does not let a question follow.*unknown role wizard"):
+    with pytest.raises(ValueError, match=r"not let a question follow.*\(TemplateError\)$"):
         await llama.ask(Sample(({"role": "wizard", "content": "Hi"},), "No"), ASKED, WORDS)
 
 

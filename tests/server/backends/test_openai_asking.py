@@ -96,6 +96,14 @@ async def test_a_reply_without_yes_or_no_is_an_error(upstream):
         await backend.ask(SAMPLE, ["Is it kind?", "Which is blue?"], WORDS)
 
 
+async def test_a_refusal_is_told_without_its_words(upstream):
+    fake, backend = upstream
+    fake.faults.append(Fault(status=400, message="you said: my secret"))
+    with pytest.raises(ValueError, match=r"refuses the question \(PromptError\)$") as caught:
+        await backend.ask(SAMPLE, ["Is it kind?"], WORDS)
+    assert caught.value.__suppress_context__
+
+
 async def test_an_upstream_without_log_probabilities_cannot_judge():
     async with listening(Answering(has_logprobs=False).app) as url:
         backend = OpenAIRemoteBackend(url)
