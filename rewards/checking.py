@@ -20,7 +20,13 @@ from rewards.base import (
     as_rows,
 )
 from rewards.columns import Column
-from rewards.config import ModelConfig, RemoteConfig, RewardsConfig, ScorerConfig
+from rewards.config import (
+    ModelConfig,
+    RemoteConfig,
+    RewardsConfig,
+    ScorerConfig,
+    VllmPoolingConfig,
+)
 from rewards.config_file import read_config, split_source
 from rewards.errors import RewardError
 from rewards.licences import licence_of
@@ -139,17 +145,19 @@ def check_rewards(
     device = _device(config, device)
     scorers: dict[str, Scorer] = {}
     reports = []
-    for name, entry in config.scorers.items():
-        tell(name)
-        fed = _fed(name, config)
-        report, scorer = _check_scorer(name, fed, entry, path.parent, device)
-        reports.append(report)
-        if scorer is not None:
-            scorers[name] = scorer
-    values = tuple(
-        _check_value(column, [make_pair(one) for one in config.values[column.name].check], scorers)
-        for column in columns
-    )
+    try:
+        for name, entry in config.scorers.items():
+            tell(name)
+            fed = _fed(name, config)
+            report, scorer = _check_scorer(name, fed, entry, path.parent, device)
+            reports.append(report)
+            if scorer is not None:
+                scorers[name] = scorer
+        pairs = {name: list(map(make_pair, value.check)) for name, value in config.values.items()}
+        values = tuple(_check_value(column, pairs[column.name], scorers) for column in columns)
+    finally:
+        for scorer in scorers.values():
+            scorer.close()
     return Report(str(path), device, tuple(reports), values)
 
 
@@ -178,18 +186,22 @@ def _check_scorer(
     name: str, fed: Sequence[str], entry: ScorerConfig, folder: Path, device: str
 ) -> tuple[ScorerReport, Scorer | None]:
     """Return what is found of a scorer, and the scorer when it serves."""
-    licence = None
-    if isinstance(entry, ModelConfig):
-        licence = licence_of(find_model(entry.model, folder), entry.revision)
-    model = entry.model if isinstance(entry, ModelConfig) else None
+    model = licence = None
+    if isinstance(entry, ModelConfig | VllmPoolingConfig):
+        model = entry.model
+        licence = licence_of(find_model(model, folder), entry.revision)
     base = ScorerReport(name, entry.kind, tuple(fed), model, licence)
     try:
         scorer = build_scorer(name, fed, entry, folder)
         if not isinstance(scorer, DirectScorer | BatchedScorer):
             told = "it asks the chat model, which is not here; a server tests it at its start"
             return replace(base, warnings=(told,)), None
-        scorer.load(device)
-        speed, scores = _time(scorer)
+        try:
+            scorer.load(device)
+            speed, scores = _time(scorer)
+        except BaseException:
+            scorer.close()
+            raise
     except Exception as error:  # noqa: BLE001 - whatever fails here would keep the server from starting
         told = str(error) if isinstance(error, RewardError) else f"{type(error).__name__}: {error}"
         return replace(base, problem=told), None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field, JsonValue, field_validator
+from pydantic import Field, JsonValue, field_validator, model_validator
 
 from rewards.config.inputs import InputConfig
 from rewards.config.outputs import ReadsOutputs
@@ -41,6 +41,12 @@ class VllmPoolingConfig(ReadsOutputs):
     start_timeout_s: float = Field(900.0, gt=0, description="Longest start of the engine.")
     timeout_s: float = Field(60.0, gt=0, description="Longest wait for the scores of one request.")
     max_concurrent: int = Field(16, ge=1, le=256, description="Requests scored at once.")
+
+    @model_validator(mode="after")
+    def _gives_logits(self) -> VllmPoolingConfig:
+        if any(one.attribute for one in self.reads.values()):
+            raise ValueError("vLLM gives logits and no attributes; use kind: sequence_classifier")
+        return self
 
     @field_validator("engine_args")
     @classmethod

@@ -159,3 +159,10 @@ def test_options_that_have_a_field(folder):
     path.write_text(CONFIG.replace("max-num-seqs: 8", "max-model-len: 8"))
     with pytest.raises(RewardConfigError, match=r"engine_args: max-model-len is set by this"):
         load_rewards(path, device="cpu")
+
+
+def test_attributes_are_not_what_vllm_gives(folder):
+    path = folder / "rewards.yaml"
+    path.write_text(CONFIG.replace("first: {label: LABEL0}", "first: {attribute: score}", 1))
+    with pytest.raises(RewardConfigError, match="vLLM gives logits and no attributes"):
+        load_rewards(path, device="cpu")
