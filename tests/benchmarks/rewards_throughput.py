@@ -65,8 +65,8 @@ class Engine:
         self.best = [min(pair) for pair in zip(self.best, spent, strict=True)]
 
     def close(self):
-        self._process.stdin.close()
-        self._process.wait(60)
+        self._process.kill()  # some have threads that never end
+        self._process.communicate()
 
 
 def compare_engines(folder, options):
@@ -83,11 +83,13 @@ def compare_engines(folder, options):
     engines = [
         Engine(python, name, folder, dtype, options.threads) for python, name, dtype in wanted
     ]
-    for _ in range(options.repeats):
+    try:
+        for _ in range(options.repeats):
+            for engine in engines:
+                engine.run()
+    finally:
         for engine in engines:
-            engine.run()
-    for engine in engines:
-        engine.close()
+            engine.close()
     exact = np.array(engines[0].scores)
     return [
         (
