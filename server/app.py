@@ -6,7 +6,7 @@ import asyncio
 import functools
 import logging
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -21,7 +21,7 @@ from server.auth import Auth, read_keys
 from server.backends.base import Backend, ModelLoadError
 from server.backends.choice import make_backend
 from server.body_limit import BodyLimit
-from server.calibration import default_path, find_calibration
+from server.calibration import Calibration, default_path, find_calibration
 from server.calibrator import Progress, calibrate
 from server.draining import Lifetime
 from server.metrics import Metrics
@@ -106,16 +106,49 @@ def make_aligner(
     )
     if settings.default_palette is not None:
         promiser.check(PaletteOptions.model_validate(settings.default_palette), n_choices=1)
-    calibration = find_calibration(
-        settings.calibration,
+    calibration = _known_calibration(settings, settings.calibration, backend, rewards)
+    admission = Admission(settings.max_running, settings.max_queue)
+    return Aligner(backend, rewards, promiser, admission, calibration, observe)
+
+
+async def adapter_aligners(
+    settings: Settings, aligner: Aligner, observe: Observer | None = None
+) -> dict[str, Aligner]:
+    """Return an aligner for each adapter of a model, by name.
+
+    Each has a calibration of its own; rewards, queue and solutions are those of the model.
+
+    Raises
+    ------
+    CalibrationError
+        As `make_aligner`.
+    """
+    found = {}
+    for backend in aligner.backend.adapters:
+        await backend.start()
+        found[backend.model_id] = Aligner(
+            backend,
+            aligner.rewards,
+            aligner.promiser,
+            aligner.admission,
+            # The file that the settings name is the model's.
+            _known_calibration(settings, None, backend, aligner.rewards),
+            observe,
+        )
+    return found
+
+
+def _known_calibration(
+    settings: Settings, named: Path | None, backend: Backend, rewards: RewardSuite
+) -> Calibration | None:
+    return find_calibration(
+        named,
         calibration_path(settings, backend, rewards),
         embedded.CALIBRATION,
         values=rewards.names,
         model_fingerprint=backend.fingerprint,
         rewards_fingerprint=rewards.fingerprint,
     )
-    admission = Admission(settings.max_running, settings.max_queue)
-    return Aligner(backend, rewards, promiser, admission, calibration, observe)
 
 
 def calibration_path(settings: Settings, backend: Backend, rewards: RewardSuite) -> Path:
@@ -157,6 +190,16 @@ async def calibrate_in_background(
     aligner.calibration = calibration
     state.state = "done"
     logger.info("calibrated: %s is kept in %s", calibration.id, path)
+
+
+async def _calibrate_all(
+    settings: Settings, context: Context, names: Sequence[str], progress: Progress
+) -> None:
+    """Calibrate models one after another: together they would only wait for each other."""
+    for name in names:
+        await calibrate_in_background(
+            settings, context.aligners[name], context.progress[name], progress
+        )
 
 
 def create_app(context: Context, keys: tuple[SecretStr, ...]) -> FastAPI:
@@ -204,22 +247,26 @@ async def running_app(
     async with running_aligner(
         settings, backend=backend, rewards=rewards, observe=observe
     ) as aligner:
-        context = Context(settings, aligner, created=int(time.time()), metrics=counted)
+        aligners = {
+            aligner.backend.model_id: aligner,
+            **await adapter_aligners(settings, aligner, observe),
+        }
+        context = Context(settings, aligners, created=int(time.time()), metrics=counted)
         counted.watch(aligner, context.drain)
         background = None
-        if aligner.calibration is None:
+        bare = [name for name, one in aligners.items() if one.calibration is None]
+        if bare:
             logger.warning(
                 "%s has no calibration yet: %s; until there is one, palettes need "
                 '"scope": "answer" or multipliers',
-                aligner.backend.model_id,
+                ", ".join(bare),
                 f"making one now from {embedded.PROMPTS.name}"
                 if settings.calibrate_at_start
                 else "run `palette calibrate`",
             )
             if settings.calibrate_at_start:
                 background = asyncio.create_task(
-                    calibrate_in_background(settings, aligner, context.calibrating, progress),
-                    name="calibrate",
+                    _calibrate_all(settings, context, bare, progress), name="calibrate"
                 )
         try:
             yield create_app(context, keys)

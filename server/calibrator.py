@@ -77,6 +77,7 @@ async def calibrate(
     results: dict[int, tuple[np.ndarray, list[Candidate]]] = {}
     seeds = np.random.SeedSequence(seed).generate_state(len(prompts), dtype=np.uint64) >> 1
     waiting = iter(enumerate(prompts))
+    reads_logprobs = set(rewards.text_only_names) != set(rewards.names)
     done = refused = incomplete = 0
 
     async def work() -> None:
@@ -84,7 +85,13 @@ async def calibrate(
         for index, messages in waiting:
             try:
                 prompt = await backend.render(messages)
-                stream = backend.generate(prompt, n_candidates, sampling, int(seeds[index]))
+                stream = backend.generate(
+                    prompt,
+                    n_candidates,
+                    sampling,
+                    int(seeds[index]),
+                    wants_logprobs=reads_logprobs,
+                )
                 async with aclosing(stream):  # type: ignore[type-var]
                     # Sorted: they arrive as they finish, the short ones first.
                     drawn = sorted([one async for one in stream], key=lambda one: one.index)

@@ -9,6 +9,7 @@ a line for each call. Thinking is no part of an answer: rewards do not see it.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from rewards import Message, Sample
@@ -21,11 +22,12 @@ def sample_of(prompt: Prompt, candidate: Candidate) -> Sample:
     They are None, which rewards that read them refuse, when something was sampled without any: an
     empty answer is likely, an unknown one is not.
     """
-    is_unknown = not candidate.tokens and bool(candidate.text or candidate.tool_calls)
+    logprobs = tuple(token.logprob for token in candidate.tokens)
+    is_unknown = not logprobs and bool(candidate.text or candidate.tool_calls)
     return Sample(
         messages=plain(prompt.messages),
         answer=answer_text(candidate),
-        token_logprobs=(None if is_unknown else tuple(token.logprob for token in candidate.tokens)),
+        token_logprobs=None if is_unknown or any(map(math.isnan, logprobs)) else logprobs,
     )
 
 

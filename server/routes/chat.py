@@ -13,7 +13,7 @@ from server.openai_answers import ChatCompletion
 from server.openai_requests import ChatCompletionRequest
 from server.routes.chat_answer import chunks, completion
 from server.routes.context import Context, InContext, until_client_leaves
-from server.routes.parsing import chat_request, check_model
+from server.routes.parsing import chat_request
 from server.streaming import streamed
 
 router = APIRouter(tags=["OpenAI"])
@@ -24,8 +24,7 @@ async def create_chat_completion(
     body: ChatCompletionRequest, request: Request, context: InContext
 ) -> Response:
     """Answer a conversation under a palette."""
-    check_model(body.model, context)
-    aligner = context.aligner
+    aligner = context.aligner_of(body.model)
     head = identity("chatcmpl", body.model, context)
     # Whatever can be refused is refused here, before a stream's status 200 is on its way.
     wanted = chat_request(body, context, head["id"])
@@ -56,5 +55,5 @@ def identity(kind: str, model: str, context: Context) -> dict[str, Any]:
         "created": int(time.time()),
         "model": model,
         # With a seed, what tells a client why an answer is another one.
-        "system_fingerprint": f"fp_{context.aligner.backend.fingerprint[:12]}",
+        "system_fingerprint": f"fp_{context.aligner_of(model).backend.fingerprint[:12]}",
     }

@@ -20,7 +20,7 @@ from server.openai_requests import CompletionRequest
 from server.routes.chat import identity
 from server.routes.chat_answer import pieces, usage
 from server.routes.context import InContext, until_client_leaves
-from server.routes.parsing import check_model, completion_requests, refusal
+from server.routes.parsing import completion_requests, refusal
 from server.streaming import streamed
 
 router = APIRouter(tags=["OpenAI"])
@@ -34,8 +34,7 @@ async def create_completion(
     body: CompletionRequest, request: Request, context: InContext
 ) -> Response:
     """Continue one or more texts under a palette."""
-    check_model(body.model, context)
-    aligner = context.aligner
+    aligner = context.aligner_of(body.model)
     head = identity("cmpl", body.model, context)
     # Whatever can be refused is refused here, before a stream's status 200 is on its way.
     wanted = completion_requests(body, context, head["id"])

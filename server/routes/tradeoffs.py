@@ -31,7 +31,7 @@ async def trace_frontier(
     body: FrontierRequest, request: Request, context: InContext
 ) -> dict[str, Any]:
     """Return the trade-off curve of two values, the others held, with the price of each point."""
-    calibration, began = _calibration(context), time.perf_counter()
+    calibration, began = _calibration(context, body.model), time.perf_counter()
     options = body.palette
     if options.scope == "answer" or options.candidates == "auto":
         msg = "a frontier is that of the traffic at one N: give `candidates` as a number, no scope"
@@ -69,7 +69,7 @@ async def spread_palettes(
     body: SpreadRequest, request: Request, context: InContext
 ) -> dict[str, Any]:
     """Return palettes as different from each other as can be, to be offered as profiles."""
-    calibration, began = _calibration(context), time.perf_counter()
+    calibration, began = _calibration(context, body.model), time.perf_counter()
     found = await until_client_leaves(
         request,
         asyncio.to_thread(
@@ -89,7 +89,7 @@ async def negotiate_palette(
     body: NegotiateRequest, request: Request, context: InContext
 ) -> dict[str, Any]:
     """Return the palette that does best by the least satisfied of several parties."""
-    calibration, began = _calibration(context), time.perf_counter()
+    calibration, began = _calibration(context, body.model), time.perf_counter()
     parties = [
         Party(party.name, Palette(party.targets, floors=party.floors), party.weight)
         for party in body.parties
@@ -112,15 +112,17 @@ async def negotiate_palette(
 
 
 @router.get("/interference")
-async def report_interference(request: Request, context: InContext) -> dict[str, Any]:
+async def report_interference(
+    request: Request, context: InContext, model: str | None = None
+) -> dict[str, Any]:
     """Return which values pull on each other, and what that does to their multipliers."""
-    calibration, began = _calibration(context), time.perf_counter()
+    calibration, began = _calibration(context, model), time.perf_counter()
     report = await until_client_leaves(request, asyncio.to_thread(interference, calibration.pilot))
     return _stamped(report.to_dict(), calibration, began)
 
 
-def _calibration(context: Context) -> Calibration:
-    calibration = context.aligner.calibration
+def _calibration(context: Context, model: str | None) -> Calibration:
+    calibration = context.aligner_of(model).calibration
     if calibration is None:
         msg = "the model has no calibration yet: run `palette calibrate`"
         raise CalibrationMissingError(msg)
