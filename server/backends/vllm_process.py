@@ -121,7 +121,11 @@ class Engine:
 
     def shutdown(self) -> None:
         """End the engine's processes; blocks until they are gone."""
+        processes = list(self._processes)
         self.llm.shutdown(timeout=_SHUTDOWN_S)
+        for process in processes:
+            # Those that do not end in time are killed, which vLLM does not wait for.
+            process.join(_SHUTDOWN_S)
         self._reason_file.unlink(missing_ok=True)
 
 
