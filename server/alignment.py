@@ -53,6 +53,8 @@ class AlignmentRequest:
     palette : PaletteOptions or None
         None: the base model's own answers, nothing scored, nothing chosen.
     top_logprobs : int
+    wants_logprobs : bool
+        Whether the client is told the log-probabilities of its answers' tokens.
     tools : Tools, optional
     text : str or tuple of int, optional
         A text, or its token ids, that the model continues without a chat template.
@@ -68,6 +70,7 @@ class AlignmentRequest:
     seed: int
     palette: PaletteOptions | None = None
     top_logprobs: int = 0
+    wants_logprobs: bool = False
     tools: Tools | None = None
     text: str | tuple[int, ...] | None = None
     answer_id: str = ""
@@ -219,6 +222,7 @@ class Aligner:
         self.shelf = shelf or Shelf()
         self.observers = list(observers)
         self.doubts: Doubts = lambda calibration: ()
+        self._reads_logprobs = set(rewards.text_only_names) != set(rewards.names)
 
     @property
     def calibration(self) -> Calibration | None:
@@ -386,6 +390,8 @@ class Aligner:
                 request.sampling,
                 request.seed,
                 top_logprobs=request.top_logprobs,
+                wants_logprobs=request.wants_logprobs
+                or (request.palette is not None and self._reads_logprobs),
             ),
             None if request.palette is None else score,
             request.n_choices,

@@ -7,8 +7,9 @@ import contextlib
 import functools
 import logging
 import time
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
+from pathlib import Path
 
 from fastapi import FastAPI
 from pydantic import SecretStr
@@ -49,7 +50,7 @@ from server.routes import (
 from server.routes.context import CalibrationProgress, Context
 from server.schemas import PaletteOptions
 from server.settings import Settings
-from server.shelf import load_shelf
+from server.shelf import Shelf, load_shelf
 from server.version import VERSION
 
 logger = logging.getLogger(__name__)
@@ -135,15 +136,7 @@ def make_aligner(
         max_candidates=settings.max_candidates,
     )
     layers = Layers(profiles, promiser, settings.floors)
-    shelf = load_shelf(
-        settings.calibration,
-        settings.state_dir,
-        embedded.CALIBRATION,
-        values=rewards.names,
-        model_fingerprint=backend.fingerprint,
-        rewards_fingerprint=rewards.fingerprint,
-        sampling=settings.sampling,
-    )
+    shelf = _shelf(settings, settings.calibration, backend, rewards)
     if settings.default_palette is not None:
         laid = layers.lay(PaletteOptions.model_validate(settings.default_palette))
         assert laid.options is not None
@@ -151,6 +144,46 @@ def make_aligner(
         shelf.choose(settings.sampling, (), laid.options.calibration)
     admission = Admission(settings.max_running, settings.max_queue)
     return Aligner(backend, rewards, promiser, admission, layers, shelf, observers)
+
+
+async def adapter_aligners(
+    settings: Settings, aligner: Aligner, observers: Iterable[Observer] = ()
+) -> dict[str, Aligner]:
+    """Return an aligner for each adapter of a model, by name.
+
+    Each has calibrations of its own; rewards, queue, palettes and solutions are those of the model.
+
+    Raises
+    ------
+    CalibrationError
+        As `make_aligner`.
+    """
+    found = {}
+    for backend in aligner.backend.adapters:
+        await backend.start()
+        found[backend.model_id] = Aligner(
+            backend,
+            aligner.rewards,
+            aligner.promiser,
+            aligner.admission,
+            aligner.layers,
+            # The file that the settings name is the model's.
+            _shelf(settings, None, backend, aligner.rewards),
+            observers,
+        )
+    return found
+
+
+def _shelf(settings: Settings, named: Path | None, backend: Backend, rewards: RewardSuite) -> Shelf:
+    return load_shelf(
+        named,
+        settings.state_dir,
+        embedded.CALIBRATION,
+        values=rewards.names,
+        model_fingerprint=backend.fingerprint,
+        rewards_fingerprint=rewards.fingerprint,
+        sampling=settings.sampling,
+    )
 
 
 async def calibrate_in_background(
@@ -185,6 +218,16 @@ async def calibrate_in_background(
     aligner.shelf.add(calibration, path)
     state.state = "done"
     logger.info("calibrated: %s is kept in %s", calibration.id, path)
+
+
+async def _calibrate_all(
+    settings: Settings, context: Context, names: Sequence[str], progress: Progress
+) -> None:
+    """Calibrate models one after another: together they would only wait for each other."""
+    for name in names:
+        await calibrate_in_background(
+            settings, context.aligners[name], context.progress[name], progress
+        )
 
 
 def create_app(context: Context, keys: tuple[SecretStr, ...]) -> FastAPI:
@@ -240,31 +283,37 @@ async def running_app(
         aligner = await stack.enter_async_context(
             running_aligner(settings, backend=backend, rewards=rewards, observers=observers)
         )
+        aligners = {
+            aligner.backend.model_id: aligner,
+            **await adapter_aligners(settings, aligner, observers),
+        }
         replays = Replays(settings.replay_entries, keeps_texts=settings.replay_texts)
-        replays.watch(aligner)
-        context = Context(settings, aligner, int(time.time()), counted, replays)
+        for one in aligners.values():
+            replays.watch(one)
+        context = Context(settings, aligners, int(time.time()), counted, replays)
         counted.watch(aligner, context.drain)
         if settings.refresh != "off":
             folder = settings.state_dir / "live"
-            follower = Follower(aligner, settings.refresh, settings.refresh_half_life, folder)
+            follower = Follower(
+                aligners.values(), settings.refresh, settings.refresh_half_life, folder
+            )
             await stack.enter_async_context(follower.running())
-            aligner.observers.append(follower.observe)
             counted.registry.register(LiveGauges(follower))
             context.follower = follower
         background = None
-        if aligner.calibration is None:
+        bare = [name for name, one in aligners.items() if one.calibration is None]
+        if bare:
             logger.warning(
                 "%s has no calibration yet: %s; until there is one, palettes need "
                 '"scope": "answer" or multipliers',
-                aligner.backend.model_id,
+                ", ".join(bare),
                 f"making one now from {embedded.PROMPTS.name}"
                 if settings.calibrate_at_start
                 else "run `palette calibrate`",
             )
             if settings.calibrate_at_start:
                 background = asyncio.create_task(
-                    calibrate_in_background(settings, aligner, context.calibrating, progress),
-                    name="calibrate",
+                    _calibrate_all(settings, context, bare, progress), name="calibrate"
                 )
         try:
             yield create_app(context, keys)

@@ -87,13 +87,20 @@ async def calibrate(
     done, refused, incomplete = len(results), 0, 0
     if done:
         progress(done, len(prompts))
+    reads_logprobs = set(rewards.text_only_names) != set(rewards.names)
 
     async def work() -> None:
         nonlocal done, refused, incomplete
         for index in waiting:
             try:
                 prompt = await backend.render(prompts[index])
-                stream = backend.generate(prompt, n_candidates, sampling, int(seeds[index]))
+                stream = backend.generate(
+                    prompt,
+                    n_candidates,
+                    sampling,
+                    int(seeds[index]),
+                    wants_logprobs=reads_logprobs,
+                )
                 async with aclosing(stream):  # type: ignore[type-var]
                     # Sorted: they arrive as they finish, the short ones first.
                     drawn = sorted([one async for one in stream], key=lambda one: one.index)

@@ -17,7 +17,7 @@ from server import (
     cli_solver,
 )
 from server.backends.base import ModelLoadError
-from server.backends.vllm_options import parse_options
+from server.backends.vllm_options import parse_options, split_lora_modules
 from server.cli_support import (
     BAD_USAGE,
     FAILED,
@@ -124,11 +124,13 @@ def serve(
 ) -> None:
     """Start the server. Every option is also a `PALETTE_...` environment variable.
 
-    Options that are not listed are vLLM's own, where vLLM generates.
+    Options that are not listed are vLLM's own, where vLLM generates; among them `--lora-modules
+    name=folder ...`, each a model of its own to clients.
 
     Example: `palette serve --model Qwen/Qwen3-8B --port 9000 --tensor-parallel-size 2`
     """
     default_palette = None if palette is None else json_option("--palette", palette)
+    engine_args, lora = _engine_options(context.args)
     settings = settings_of(
         model=model,
         rewards=rewards,
@@ -140,7 +142,8 @@ def serve(
         device=device,
         backend=backend,
         upstream_url=upstream_url,
-        engine_args=_engine_options(context.args),
+        engine_args=engine_args,
+        lora=lora,
         dtype=dtype,
         max_context=max_context,
         candidates=candidates,
@@ -306,8 +309,10 @@ def score(
     run(jobs.score_to_file(settings, file, out))
 
 
-def _engine_options(arguments: list[str]) -> dict[str, Any] | None:
+def _engine_options(arguments: list[str]) -> tuple[dict[str, Any] | None, dict[str, str] | None]:
+    """Return vLLM's options and its LoRA adapters, which are a setting here."""
     try:
-        return parse_options(arguments) or None
+        rest, adapters = split_lora_modules(arguments)
+        return parse_options(rest) or None, adapters or None
     except ModelLoadError as error:
         fail(str(error), BAD_USAGE)

@@ -231,7 +231,13 @@ class ProfileList(BaseModel):
     data: list[ProfileAnswer]
 
 
-class SolveRequest(_Request):
+class _OfModel(_Request):
+    model: str | None = Field(
+        default=None, description="Whose calibration: a name of `/v1/models`; by default the first."
+    )
+
+
+class SolveRequest(_OfModel):
     """Body of ``POST /v1/palette/solve``."""
 
     palette: PaletteOptions
@@ -244,7 +250,7 @@ class ScoreRequest(_Request):
     answers: Several[str] = Field(min_length=1, max_length=1024)
 
 
-class FrontierRequest(_Request):
+class FrontierRequest(_OfModel):
     """Body of ``POST /v1/palette/frontier``."""
 
     values: tuple[str, str] = Field(description="The two values to trade for each other.")
@@ -258,7 +264,7 @@ class FrontierRequest(_Request):
     )
 
 
-class SpreadRequest(_Request):
+class SpreadRequest(_OfModel):
     """Body of ``POST /v1/palette/spread``."""
 
     palettes: int = Field(default=6, ge=1, le=64, description="How many.")
@@ -280,7 +286,7 @@ class PartyRequest(_Request):
     weight: float = Field(default=1.0, gt=0)
 
 
-class NegotiateRequest(_Request):
+class NegotiateRequest(_OfModel):
     """Body of ``POST /v1/palette/negotiate``."""
 
     parties: Several[PartyRequest] = Field(min_length=1, max_length=64)

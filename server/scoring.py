@@ -10,6 +10,7 @@ asks for ``{reasoning}``.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from rewards import Message, Sample
@@ -23,14 +24,15 @@ def sample_of(prompt: Prompt, candidate: Candidate) -> Sample:
     empty answer is likely, an unknown one is not. Token ids are given where the model read and
     wrote nothing but the conversation and the answer.
     """
-    is_unknown = not candidate.tokens and bool(candidate.text or candidate.tool_calls)
+    logprobs = tuple(token.logprob for token in candidate.tokens)
+    is_unknown = not logprobs and bool(candidate.text or candidate.tool_calls)
     is_bare = not (prompt.is_raw or candidate.tool_calls or candidate.reasoning)
     is_known = bool(prompt.token_ids) and bool(candidate.token_ids or not candidate.text)
     has_ids = is_bare and is_known
     return Sample(
         messages=plain(prompt.messages),
         answer=answer_text(candidate),
-        token_logprobs=(None if is_unknown else tuple(token.logprob for token in candidate.tokens)),
+        token_logprobs=None if is_unknown or any(map(math.isnan, logprobs)) else logprobs,
         reasoning=candidate.reasoning,
         prompt_ids=prompt.token_ids if has_ids else None,
         answer_ids=candidate.token_ids if has_ids else None,

@@ -139,6 +139,17 @@ class Settings(BaseSettings):
         description="vLLM's own engine options (JSON) by vLLM's names, such as "
         '`{"tensor-parallel-size": 2, "quantization": "fp8", "reasoning_parser": "qwen3"}`.',
     )
+    lora: dict[str, str] = Field(
+        default_factory=dict,
+        description="LoRA adapters (JSON, name to folder) that vLLM serves as models of their own, "
+        "each with its own calibration.",
+    )
+    engine_timeout_s: float = Field(
+        default=300.0,
+        gt=0,
+        description="Seconds in which an engine with requests may give no token at all; then it is "
+        "taken for hung, killed and started again. Longer than the longest prompt takes to read.",
+    )
     engine_max_restarts: int = Field(
         default=3, ge=0, description="Restarts of a dead engine within an hour; then it stays down."
     )

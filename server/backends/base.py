@@ -162,7 +162,7 @@ class Prompt:
 
 @dataclass(frozen=True, slots=True)
 class TokenLogprob:
-    """One token of an answer with its log-probability under the model, in nats.
+    """One token of an answer with its log-probability under the model, in nats; NaN if unasked.
 
     Log-probabilities are the model's own, before temperature, top-p and top-k (as vLLM's default),
     so that they do not depend on sampling settings.
@@ -239,6 +239,11 @@ class Backend(ABC):
     revision: str | None = None
     chat_template: str | None = None
 
+    @property
+    def adapters(self) -> tuple[Backend, ...]:
+        """Backends of the model with an adapter each; to be started after this one."""
+        return ()
+
     @abstractmethod
     async def start(self) -> None:
         """Load the model.
@@ -289,6 +294,7 @@ class Backend(ABC):
         seed: int,
         *,
         top_logprobs: int = 0,
+        wants_logprobs: bool = True,
     ) -> AsyncIterator[Candidate]:
         """Yield the candidates of one prompt, each as it finishes.
 
@@ -309,6 +315,8 @@ class Backend(ABC):
             In [0, 2**63).
         top_logprobs : int
             Alternatives reported for each token, at most 20.
+        wants_logprobs : bool
+            Without, `Candidate.tokens` may come with NaN for log-probabilities, which cost time.
 
         Raises
         ------

@@ -31,6 +31,18 @@ def make_backend(settings: Settings) -> Backend:
             f"{kind}: leave them out, or set backend=vllm_engine"
         )
         raise SettingsError(msg)
+    if settings.lora and kind != "vllm_engine":
+        msg = (
+            f"LoRA adapters ({', '.join(settings.lora)}) need vLLM, and the backend is {kind}: "
+            "leave them out, or set backend=vllm_engine"
+        )
+        raise SettingsError(msg)
+    if settings.served_model_name in settings.lora:
+        msg = (
+            f"{settings.served_model_name} is the name of the model and of a LoRA adapter: "
+            "rename the adapter, or set model_name"
+        )
+        raise SettingsError(msg)
     if kind == "openai_remote":
         return _remote(settings)
     return _engine(settings) if kind == "vllm_engine" else _local(settings)
@@ -69,6 +81,8 @@ def _engine(settings: Settings) -> Backend:
         n_threads=n_torch_threads(settings),
         engine_args=settings.engine_args,
         tool_call_parser=settings.tool_call_parser,
+        lora=settings.lora,
+        timeout_s=settings.engine_timeout_s,
         rewards_bytes=round(settings.rewards_memory_gib * 2**30) if shares_gpu else 0,
         max_restarts=settings.engine_max_restarts,
     )

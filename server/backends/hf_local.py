@@ -170,6 +170,7 @@ class HfLocalBackend(Backend):
         seed: int,
         *,
         top_logprobs: int = 0,
+        wants_logprobs: bool = True,
     ) -> AsyncIterator[Candidate]:
         worker = self._worker
         if worker is None or self._tokenizer is None:

@@ -209,6 +209,7 @@ class OpenAIRemoteBackend(Backend):
         seed: int,
         *,
         top_logprobs: int = 0,
+        wants_logprobs: bool = True,
     ) -> AsyncIterator[Candidate]:
         if n_candidates < 1 or sampling.max_tokens < 1:
             raise ValueError("n_candidates and max_tokens must be at least 1")

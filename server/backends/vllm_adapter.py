@@ -158,9 +158,16 @@ class VllmAdapter(Backend):
         seed: int,
         *,
         top_logprobs: int = 0,
+        wants_logprobs: bool = True,
     ) -> AsyncIterator[Candidate]:
         return self._base.draw(
-            prompt, n_candidates, sampling, seed, top_logprobs=top_logprobs, adapter=self._adapter
+            prompt,
+            n_candidates,
+            sampling,
+            seed,
+            top_logprobs=top_logprobs,
+            wants_logprobs=wants_logprobs,
+            adapter=self._adapter,
         )
 
     @override

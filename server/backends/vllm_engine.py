@@ -50,6 +50,7 @@ from server.backends.vllm_process import Engine, option_names, start_engine
 from server.backends.vllm_sampling import candidate_of, sampling_params
 from server.backends.vllm_supervisor import Supervisor
 from server.backends.vllm_tools import AnswerReader, call_schema, enforced_schema
+from server.backends.vllm_watchdog import watch_for_hangs
 
 if TYPE_CHECKING:
     from server.backends.vllm_text import TextModel
@@ -100,6 +101,8 @@ class VllmEngineBackend(Backend):
         Memory of the first GPU that is kept for reward models.
     max_restarts : int
         How often an engine that died is started again within an hour.
+    timeout_s : float
+        An engine that had requests this long and gave no token is killed, and so started again.
     """
 
     features: frozenset[Feature] = frozenset(
@@ -131,6 +134,7 @@ class VllmEngineBackend(Backend):
         lora: Mapping[str, str] | None = None,
         rewards_bytes: int = 0,
         max_restarts: int = 3,
+        timeout_s: float = 300.0,
     ) -> None:
         if max_rows < 1:
             raise ValueError(f"max_rows is {max_rows}; it must be at least 1")
@@ -157,6 +161,8 @@ class VllmEngineBackend(Backend):
             self._fail_all,
             max_restarts=max_restarts,
         )
+        self._timeout_s = timeout_s
+        self._watchdog: asyncio.Task[None] | None = None
         self._is_started = False
         self._active: set[asyncio.Queue[Any]] = set()
         self._ids = itertools.count()
@@ -166,11 +172,13 @@ class VllmEngineBackend(Backend):
         self._kinds = TwoKinds()
         self._n_asked_tokens = 0
         self._n_cached_asked_tokens = 0
+        self._stages = {"waiting": 0.0, "prefill": 0.0, "decode": 0.0}
         # By the thread of `start`: vLLM's, which is not imported before.
         self._refusals: tuple[type[Exception], ...] = ()
         self._dead: tuple[type[Exception], ...] = ()
 
     @property
+    @override
     def adapters(self) -> tuple[VllmAdapter, ...]:
         """A backend for each LoRA adapter, to be started after this one."""
         return tuple(VllmAdapter(self, adapter) for adapter in self._adapters)
@@ -189,9 +197,17 @@ class VllmEngineBackend(Backend):
         self.fingerprint = text.fingerprint
         self._asker = Asker(text.tokenizer, self.max_context)
         self.revision, self.chat_template = text.commit, text.chat_template
+        self._watchdog = asyncio.create_task(
+            watch_for_hangs(self._engine, lambda: len(self._active), self._timeout_s),
+            name="palette-engine-watchdog",
+        )
 
     @override
     async def close(self) -> None:
+        watchdog, self._watchdog = self._watchdog, None
+        if watchdog is not None:
+            watchdog.cancel()
+            await asyncio.gather(watchdog, return_exceptions=True)
         self._fail_all(BackendUnavailableError("the model was stopped; retry later"))
         await self._supervisor.close()
         self._text = None
@@ -223,8 +239,16 @@ class VllmEngineBackend(Backend):
         seed: int,
         *,
         top_logprobs: int = 0,
+        wants_logprobs: bool = True,
     ) -> AsyncIterator[Candidate]:
-        return self.draw(prompt, n_candidates, sampling, seed, top_logprobs=top_logprobs)
+        return self.draw(
+            prompt,
+            n_candidates,
+            sampling,
+            seed,
+            top_logprobs=top_logprobs,
+            wants_logprobs=wants_logprobs,
+        )
 
     async def draw(
         self,
@@ -234,6 +258,7 @@ class VllmEngineBackend(Backend):
         seed: int,
         *,
         top_logprobs: int = 0,
+        wants_logprobs: bool = True,
         adapter: Adapter | None = None,
     ) -> AsyncIterator[Candidate]:
         """Yield what `generate` promises, of the model with an adapter or without."""
@@ -247,7 +272,7 @@ class VllmEngineBackend(Backend):
             max_tokens=min(sampling.max_tokens, room),
             json_schema=enforced_schema(sampling.json_schema, prompt.tools),
         )
-        top = min(top_logprobs, _MAX_TOP_LOGPROBS)
+        top = min(top_logprobs, _MAX_TOP_LOGPROBS) if wants_logprobs else None
         arrivals: asyncio.Queue[Candidate | BackendError] = asyncio.Queue()
         name = f"palette-{next(self._ids)}"
         lora = None if adapter is None else lora_request(adapter)
@@ -257,7 +282,7 @@ class VllmEngineBackend(Backend):
                 params = sampling_params(settings, text.eos_ids, seed, index, top)
                 output = await self._finished(engine, prompt, params, f"{name}-{index}", lora)
                 candidate = candidate_of(
-                    output, index, text.detokenizer, text.eos_ids, settings.stop, top
+                    output, index, text.detokenizer, text.eos_ids, settings.stop, top or 0
                 )
                 arrivals.put_nowait(self._parsed(candidate, output, text, prompt))
             except Exception as error:  # noqa: BLE001  # told to the one who asked, below
@@ -338,9 +363,8 @@ class VllmEngineBackend(Backend):
 
     @override
     def health(self) -> dict[str, object]:
-        pids: list[int] = []
-        with suppress(BackendUnavailableError):
-            pids = self._supervisor.engine.pids
+        engine = self._engine()
+        pids = [] if engine is None else engine.pids
         return {
             **self._supervisor.health(),
             "pids": pids,
@@ -349,6 +373,8 @@ class VllmEngineBackend(Backend):
             "cached_prompt_tokens": self._n_cached_tokens,
             "asked_tokens": self._n_asked_tokens,
             "cached_asked_tokens": self._n_cached_asked_tokens,
+            # Seconds, summed over candidates; vLLM measures them with disable_log_stats=false only.
+            "candidate_seconds": {name: round(spent, 3) for name, spent in self._stages.items()},
         }
 
     async def _finished(
@@ -360,17 +386,22 @@ class VllmEngineBackend(Backend):
         async with self._kinds.run(kind):
             async for result in engine.llm.generate(tokens, params, name, lora_request=lora):
                 if result.finished:
-                    self._count(kind, len(prompt.token_ids), result.num_cached_tokens or 0)
+                    self._count(kind, len(prompt.token_ids), result)
                     return result.outputs[0]
         raise BackendError("generation failed: the engine ended the request without an answer")
 
-    def _count(self, kind: str, n_tokens: int, n_cached: int) -> None:
+    def _count(self, kind: str, n_tokens: int, result: Any) -> None:
+        n_cached = result.num_cached_tokens or 0
         if kind == "asked":
             self._n_asked_tokens += n_tokens
             self._n_cached_asked_tokens += n_cached
-        else:
-            self._n_prompt_tokens += n_tokens
-            self._n_cached_tokens += n_cached
+            return
+        self._n_prompt_tokens += n_tokens
+        self._n_cached_tokens += n_cached
+        if (times := result.metrics) is not None:
+            self._stages["waiting"] += times.scheduled_ts - times.queued_ts
+            self._stages["prefill"] += times.first_token_ts - times.scheduled_ts
+            self._stages["decode"] += times.last_token_ts - times.first_token_ts
 
     def _parsed(
         self, candidate: Candidate, output: Any, text: TextModel, prompt: Prompt
@@ -445,6 +476,11 @@ class VllmEngineBackend(Backend):
         if self._asker is None or self._text is None:
             raise BackendUnavailableError("the model is not running; retry later")
         return self._asker
+
+    def _engine(self) -> Engine | None:
+        with suppress(BackendUnavailableError):
+            return self._supervisor.engine
+        return None
 
     def _loaded(self) -> TextModel:
         if self._text is None:

@@ -63,6 +63,51 @@ def parse_options(arguments: Sequence[str]) -> dict[str, Any]:
     return options
 
 
+def split_lora_modules(arguments: Sequence[str]) -> tuple[list[str], dict[str, str]]:
+    """Return the arguments without ``--lora-modules name=folder ...``, and these by name.
+
+    As vLLM's own option: one or more adapters, each `name=folder` or `{"name": ..., "path": ...}`.
+
+    Raises
+    ------
+    ModelLoadError
+        For an adapter that is neither, or a name given twice.
+    """
+    rest: list[str] = []
+    adapters: dict[str, str] = {}
+    is_inside = False
+    for argument in arguments:
+        option, equals, value = argument.partition("=")
+        if argument.startswith("--"):
+            is_inside = option in ("--lora-modules", "--lora_modules")
+            if not is_inside:
+                rest.append(argument)
+            elif equals:
+                _add_adapter(value, adapters)
+        elif is_inside:
+            _add_adapter(argument, adapters)
+        else:
+            rest.append(argument)
+    return rest, adapters
+
+
+def _add_adapter(text: str, adapters: dict[str, str]) -> None:
+    name, _, folder = text.partition("=")
+    if text.lstrip().startswith("{"):
+        try:
+            given = json.loads(text)
+            name, folder = str(given["name"]), str(given["path"])
+        except (ValueError, KeyError) as error:
+            raise ModelLoadError(
+                f'--lora-modules {text}: an adapter is name=folder or {{"name": ..., "path": ...}}'
+            ) from error
+    if not (name and folder):
+        raise ModelLoadError(f"--lora-modules {text}: an adapter is name=folder")
+    if name in adapters:
+        raise ModelLoadError(f"--lora-modules names {name!r} twice; each adapter needs its own")
+    adapters[name] = folder
+
+
 def engine_options(
     given: Mapping[str, Any],
     known: Collection[str],

@@ -40,13 +40,18 @@ class Engine:
     ----------
     llm : AsyncLLM
     max_context : int
+    n_outputs : int
+        Messages that have come from it, one for each step that gave a token.
     """
 
     def __init__(self, llm: Any, reason_file: Path) -> None:
         self.llm = llm
         self.max_context = int(llm.model_config.max_model_len)
+        self.n_outputs = 0
         self._reason_file = reason_file
+        self._killed_for = ""
         self._watched: list[int] = []
+        self._count_outputs()
 
     @property
     def pids(self) -> list[int]:
@@ -87,11 +92,40 @@ class Engine:
 
     def reason(self) -> str:
         """Return why the engine failed, as it said itself; "" when it could not."""
-        return _read(self._reason_file)
+        return self._killed_for or _read(self._reason_file)
+
+    def kill(self, reason: str) -> None:
+        """End the engine's processes at once, also those that stand still; see `reason`."""
+        import psutil  # vLLM needs it, nothing else here does
+
+        self._killed_for = reason
+        for process in self._processes:
+            with suppress(psutil.NoSuchProcess):
+                engine = psutil.Process(process.pid)
+                # Its workers first: without it, nobody would know them any more.
+                for one in (*engine.children(recursive=True), engine):
+                    with suppress(psutil.NoSuchProcess):
+                        one.kill()
+
+    def _count_outputs(self) -> None:
+        # vLLM's own statistics would tell too, at a cost for every token.
+        core = self.llm.engine_core
+        receive = core.get_output_async
+
+        async def counted() -> Any:
+            outputs = await receive()
+            self.n_outputs += 1
+            return outputs
+
+        core.get_output_async = counted
 
     def shutdown(self) -> None:
         """End the engine's processes; blocks until they are gone."""
+        processes = list(self._processes)
         self.llm.shutdown(timeout=_SHUTDOWN_S)
+        for process in processes:
+            # Those that do not end in time are killed, which vLLM does not wait for.
+            process.join(_SHUTDOWN_S)
         self._reason_file.unlink(missing_ok=True)
 
 

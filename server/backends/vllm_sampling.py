@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -24,7 +25,11 @@ def engine_seed(seed: int, index: int) -> int:
 
 
 def sampling_params(
-    sampling: SamplingSettings, eos_ids: frozenset[int], seed: int, index: int, top_logprobs: int
+    sampling: SamplingSettings,
+    eos_ids: frozenset[int],
+    seed: int,
+    index: int,
+    top_logprobs: int | None,
 ) -> Any:
     """Return vLLM's parameters of one candidate, a request of its own.
 
@@ -36,7 +41,8 @@ def sampling_params(
         Every token that ends an answer.
     seed, index : int
         Of the request and the candidate.
-    top_logprobs : int
+    top_logprobs : int or None
+        None for no log-probabilities at all.
 
     Raises
     ------
@@ -111,7 +117,11 @@ def candidate_of(
     return Candidate(
         index=index,
         text=text,
-        tokens=tuple(_tokens(output.logprobs, n_kept, detokenizer, top_logprobs)),
+        tokens=tuple(
+            (TokenLogprob(detokenizer.token(token_id), math.nan) for token_id in ids[:n_kept])
+            if output.logprobs is None
+            else _tokens(output.logprobs, n_kept, detokenizer, top_logprobs)
+        ),
         n_tokens=len(ids),
         finish_reason=reason,
         token_ids=tuple(ids[:n_kept]),

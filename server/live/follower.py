@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 from collections import deque
 from collections.abc import AsyncIterator, Iterable
@@ -29,7 +30,8 @@ class Follower:
 
     Parameters
     ----------
-    aligner : Aligner
+    aligners : iterable of Aligner
+        That of a model, and those of its adapters.
     mode : {"on", "frozen"}
     half_life : float
         Live requests after which half of a calibration is renewed.
@@ -41,24 +43,28 @@ class Follower:
     mode, half_life
     """
 
-    def __init__(self, aligner: Aligner, mode: Mode, half_life: float, folder: Path) -> None:
+    def __init__(
+        self, aligners: Iterable[Aligner], mode: Mode, half_life: float, folder: Path
+    ) -> None:
         self.mode: Mode = mode
         self.half_life = half_life
-        self._aligner = aligner
+        self._aligners = tuple(aligners)
         self._folder = folder
         self._tracks: dict[str, Track] = {}
-        self._waiting: deque[Arrival] = deque(maxlen=_MOST_WAITING)
+        self._waiting: deque[tuple[Aligner, Arrival]] = deque(maxlen=_MOST_WAITING)
         self._wake = asyncio.Event()
         self._idle = asyncio.Event()
         self._idle.set()
         self._is_stopping = False
-        aligner.doubts = self.doubts
+        for aligner in self._aligners:
+            aligner.doubts = self.doubts
+            aligner.observers.append(functools.partial(self._observe, aligner))
 
-    def observe(self, served: Served) -> None:
-        """Note an answer; see `Aligner.observe`."""
+    def _observe(self, aligner: Aligner, served: Served) -> None:
+        """Note an answer."""
         arrival = arrival_of(served)
         if arrival is not None:
-            self._waiting.append(arrival)
+            self._waiting.append((aligner, arrival))
             self._idle.clear()
             self._wake.set()
 
@@ -78,8 +84,9 @@ class Follower:
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
         """Take up what was kept, follow until the end, and keep what is new."""
-        for held in self._aligner.shelf.held:
-            self._swap(await asyncio.to_thread(self._open, held.calibration))
+        for aligner in self._aligners:
+            for held in aligner.shelf.held:
+                self._swap(await asyncio.to_thread(self._open, held.calibration))
         task = asyncio.create_task(self._follow(), name="follow")
         try:
             yield
@@ -112,22 +119,25 @@ class Follower:
 
     def _swap(self, track: Track) -> None:
         """Serve with the newest version; the only place that puts one in place of another."""
-        shelf, newest = self._aligner.shelf, track.calibration
-        served = {one.calibration.id: one.calibration.version for one in shelf.held}
-        if served.get(newest.id, newest.version) == newest.version:
+        newest = track.calibration
+        for aligner in self._aligners:
+            served = {one.calibration.id: one.calibration.version for one in aligner.shelf.held}
+            if served.get(newest.id, newest.version) != newest.version:
+                aligner.shelf.replace(newest.id, newest)
+                break
+        else:
             return
-        shelf.replace(newest.id, newest)
         logger.info(
             "calibration %s is at version %d: %d prompts, %d of them live",
             newest.id, newest.version, newest.pilot.n_prompts, newest.live_prompts,
         )  # fmt: skip
 
-    def _take(self, batch: list[Arrival]) -> list[Track]:
+    def _take(self, batch: list[tuple[Aligner, Arrival]]) -> list[Track]:
         """Count a batch; return the states with a version that is not served yet."""
-        model, rewards = self._aligner.backend.fingerprint, self._aligner.rewards.fingerprint
         touched: dict[str, Track] = {}
-        for arrival in batch:
+        for aligner, arrival in batch:
             track = self._open(arrival.calibration)
+            model, rewards = aligner.backend.fingerprint, aligner.rewards.fingerprint
             track.take(arrival, reason_against(arrival, model, rewards))
             touched[arrival.calibration.id] = track
         for track in touched.values():
@@ -144,7 +154,7 @@ class Follower:
                 self.mode,
                 self.half_life,
                 self._folder / f"{calibration.id}.npz",
-                self._aligner.promiser.cache,
+                self._aligners[0].promiser.cache,
             )
             self._tracks[calibration.id] = track
         return track

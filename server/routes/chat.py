@@ -9,11 +9,12 @@ from typing import Any
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
 
+from server.alignment import Aligner
 from server.openai_answers import ChatCompletion
 from server.openai_requests import ChatCompletionRequest
 from server.routes.chat_answer import chunks, completion
-from server.routes.context import Context, InContext, until_client_leaves
-from server.routes.parsing import chat_request, check_model
+from server.routes.context import InContext, until_client_leaves
+from server.routes.parsing import chat_request
 from server.routes.profiles import with_profile
 from server.streaming import streamed
 
@@ -25,10 +26,10 @@ async def create_chat_completion(
     body: ChatCompletionRequest, request: Request, context: InContext
 ) -> Response:
     """Answer a conversation under a palette."""
-    head = identity("chatcmpl", body.model, context)
+    asked = body.model
     body = await with_profile(body, context)
-    check_model(body.model, context)
-    aligner = context.aligner
+    aligner = context.aligner_of(body.model)
+    head = identity("chatcmpl", asked, aligner)
     # Whatever can be refused is refused here, before a stream's status 200 is on its way.
     wanted = chat_request(body, context, head["id"])
     plan = await until_client_leaves(request, aligner.plan(wanted))
@@ -51,12 +52,12 @@ async def create_chat_completion(
     return JSONResponse(whole.model_dump(mode="json"))
 
 
-def identity(kind: str, model: str, context: Context) -> dict[str, Any]:
+def identity(kind: str, model: str, aligner: Aligner) -> dict[str, Any]:
     """Return the fields that every answer and each of its chunks begin with."""
     return {
         "id": f"{kind}-{uuid.uuid4().hex}",
         "created": int(time.time()),
         "model": model,
         # With a seed, what tells a client why an answer is another one.
-        "system_fingerprint": f"fp_{context.aligner.backend.fingerprint[:12]}",
+        "system_fingerprint": f"fp_{aligner.backend.fingerprint[:12]}",
     }

@@ -20,7 +20,7 @@ from server.openai_requests import CompletionRequest
 from server.routes.chat import identity
 from server.routes.chat_answer import pieces, usage
 from server.routes.context import InContext, until_client_leaves
-from server.routes.parsing import check_model, completion_requests, refusal
+from server.routes.parsing import completion_requests, refusal
 from server.routes.profiles import with_profile
 from server.streaming import streamed
 
@@ -35,10 +35,10 @@ async def create_completion(
     body: CompletionRequest, request: Request, context: InContext
 ) -> Response:
     """Continue one or more texts under a palette."""
-    head = identity("cmpl", body.model, context)
+    asked = body.model
     body = await with_profile(body, context)
-    check_model(body.model, context)
-    aligner = context.aligner
+    aligner = context.aligner_of(body.model)
+    head = identity("cmpl", asked, aligner)
     # Whatever can be refused is refused here, before a stream's status 200 is on its way.
     wanted = completion_requests(body, context, head["id"])
     plans = await until_client_leaves(request, _plan(aligner, wanted))

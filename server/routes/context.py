@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine
+from collections import defaultdict
+from collections.abc import Coroutine, Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any, TypeVar
 
@@ -11,7 +12,7 @@ from fastapi import Depends, Request
 
 from server.alignment import Aligner
 from server.draining import Drain
-from server.errors import ClientLeftError
+from server.errors import ClientLeftError, ModelNotFoundError
 from server.live.follower import Follower
 from server.metrics import Metrics
 from server.replay import Replays
@@ -41,20 +42,55 @@ class CalibrationProgress:
 
 @dataclass(slots=True)
 class Context:
-    """Built by `server.app`, one per process."""
+    """Built by `server.app`, one per process.
+
+    Attributes
+    ----------
+    aligners : mapping of str to Aligner
+        By the model's name; the first is that of the model itself, the others of its adapters.
+    progress : mapping of str to CalibrationProgress
+        By the model's name.
+    """
 
     settings: Settings
-    aligner: Aligner
+    aligners: Mapping[str, Aligner]
     created: int
     metrics: Metrics
     replays: Replays
     drain: Drain = field(default_factory=Drain)
-    calibrating: CalibrationProgress = field(default_factory=CalibrationProgress)
     follower: Follower | None = None
+    progress: dict[str, CalibrationProgress] = field(
+        default_factory=lambda: defaultdict(CalibrationProgress)
+    )
+
+    @property
+    def aligner(self) -> Aligner:
+        """The one of the model itself."""
+        return next(iter(self.aligners.values()))
+
+    @property
+    def calibrating(self) -> CalibrationProgress:
+        """The calibration of the model itself."""
+        return self.progress[self.aligner.backend.model_id]
+
+    def aligner_of(self, name: str | None) -> Aligner:
+        """Return the aligner of a model; without a name, of the model itself.
+
+        Raises
+        ------
+        ModelNotFoundError
+        """
+        if name is None:
+            return self.aligner
+        if name not in self.aligners:
+            served = ", ".join(f"`{known}`" for known in self.aligners)
+            msg = f"The model `{name}` does not exist here; this server has {served}."
+            raise ModelNotFoundError(msg)
+        return self.aligners[name]
 
 
-def context_of(request: Request) -> Context:
-    """Return the app's context."""
+async def context_of(request: Request) -> Context:
+    """Return the app's context; a coroutine, for FastAPI runs anything else in a thread."""
     context = request.app.state.context
     assert isinstance(context, Context)
     return context

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import Any
 
 import fastapi
 import numpy
@@ -35,15 +34,20 @@ async def ready(context: InContext) -> JSONResponse:
     is_ready = backend["state"] == "ok" and all(
         scorer["state"] == "ok" or not scorer["persists"] for scorer in rewards.values()
     )
-    calibration: dict[str, Any] = {"id": None, "background": asdict(context.calibrating)}
-    if aligner.calibration is not None:
-        calibration["id"] = aligner.calibration.id
+    calibrations = {
+        name: {
+            "id": one.calibration.id if one.calibration is not None else None,
+            "background": asdict(context.progress[name]),
+        }
+        for name, one in context.aligners.items()
+    }
     status = "draining" if drain.is_draining else "ready" if is_ready else "not ready"
     body = {
         "status": status,
         "backend": backend,
         "rewards": rewards,
-        "calibration": calibration,
+        "calibration": calibrations.pop(aligner.backend.model_id),
+        "adapter_calibrations": calibrations,
         "running": aligner.admission.n_running,
         "waiting": aligner.admission.n_waiting,
     }

@@ -21,9 +21,10 @@ QUANTILES = (0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95)
 
 
 @router.get("/values")
-async def list_values(context: InContext) -> dict[str, Any]:
+async def list_values(context: InContext, model: str | None = None) -> dict[str, Any]:
     """Return the values with units and, once calibrated, the base model's levels of each."""
-    suite, calibration = context.aligner.rewards, context.aligner.calibration
+    aligner = context.aligner_of(model)
+    suite, calibration = aligner.rewards, aligner.calibration
     values: list[dict[str, Any]] = [
         {"name": value.name, "description": value.description, "unit": value.unit}
         for value in suite.values
@@ -53,7 +54,7 @@ async def list_values(context: InContext) -> dict[str, Any]:
 @router.post("/solve")
 async def solve_palette(body: SolveRequest, request: Request, context: InContext) -> dict[str, Any]:
     """Return multipliers and expected levels of a palette, without generating anything."""
-    aligner = context.aligner
+    aligner = context.aligner_of(body.model)
     laid = await until_client_leaves(request, aligner.layers.resolve(body.palette))
     options = laid.options
     assert options is not None

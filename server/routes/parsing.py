@@ -11,7 +11,6 @@ from fastapi.exceptions import RequestValidationError
 
 from server.alignment import AlignmentRequest
 from server.backends.base import Backend, Feature, SamplingSettings, Tools
-from server.errors import ModelNotFoundError
 from server.messages import JsonObjectFormat, JsonSchemaFormat, NamedToolChoice
 from server.openai_requests import ChatCompletionRequest, CompletionRequest, SamplingRequest
 from server.routes.context import Context
@@ -22,14 +21,6 @@ from server.settings import Settings
 COMPLETION_TOKENS = 16
 
 T = TypeVar("T")
-
-
-def check_model(name: str, context: Context) -> None:
-    """Raise `ModelNotFoundError` unless `name` is the model served here."""
-    served = context.aligner.backend.model_id
-    if name != served:
-        msg = f"The model `{name}` does not exist here; this server has `{served}`."
-        raise ModelNotFoundError(msg)
 
 
 def refusal(param: str, message: str, kind: str = "unsupported") -> RequestValidationError:
@@ -54,11 +45,11 @@ def chat_request(body: ChatCompletionRequest, context: Context, answer_id: str) 
             seed=_seed(body),
             palette=_palette(body, context.settings),
             top_logprobs=body.top_logprobs or 0,
+            wants_logprobs=bool(body.logprobs),
             tools=_tools(body),
             answer_id=answer_id,
         ),
         context.aligner.backend,
-        wants_logprobs=bool(body.logprobs),
     )
 
 
@@ -83,12 +74,12 @@ def completion_requests(
                 seed=(seed + index * 0x9E3779B97F4A7C15) % 2**63,
                 palette=_palette(body, context.settings),
                 top_logprobs=body.logprobs or 0,
+                wants_logprobs=body.logprobs is not None,
                 text=text,
                 answer_id=answer_id,
                 prompt_index=index,
             ),
             context.aligner.backend,
-            wants_logprobs=body.logprobs is not None,
         )
         for index, text in enumerate(prompts(body))
     ]
@@ -106,10 +97,8 @@ def prompts(body: CompletionRequest) -> list[str | tuple[int, ...]]:
     ]
 
 
-def _checked(
-    request: AlignmentRequest, backend: Backend, *, wants_logprobs: bool
-) -> AlignmentRequest:
-    for feature, param in _needs(request, wants_logprobs=wants_logprobs):
+def _checked(request: AlignmentRequest, backend: Backend) -> AlignmentRequest:
+    for feature, param in _needs(request):
         if feature not in backend.features:
             msg = (
                 f"the backend of this server cannot do that (it lacks `{feature}`): leave it out, "
@@ -124,7 +113,7 @@ def _checked(
     return request
 
 
-def _needs(request: AlignmentRequest, *, wants_logprobs: bool) -> Iterator[tuple[Feature, str]]:
+def _needs(request: AlignmentRequest) -> Iterator[tuple[Feature, str]]:
     """Yield what the backend must be able to do, with the field that asks for it."""
     sampling, neutral = request.sampling, SamplingSettings()
     for name, feature in _FEATURES.items():
@@ -135,7 +124,7 @@ def _needs(request: AlignmentRequest, *, wants_logprobs: bool) -> Iterator[tuple
     for message in request.messages:
         if message.get("tool_calls") or message["role"] == "tool":
             yield "tools", "messages"
-    if wants_logprobs:
+    if request.wants_logprobs:
         yield "logprobs", "logprobs"
     if request.text is not None:
         yield "raw_prompts", "prompt"

@@ -110,7 +110,7 @@ async def with_profile(body: Body, context: Context) -> Body:
 
 
 def _served(context: Context) -> tuple[str, ...]:
-    return (context.aligner.backend.model_id,)
+    return tuple(context.aligners)
 
 
 def _answer(profile: Profile) -> ProfileAnswer:

@@ -19,8 +19,8 @@ router = APIRouter(prefix="/v1/palette", tags=["palette"])
 @router.post("/replay")
 async def replay_answer(body: ReplayRequest, request: Request, context: InContext) -> ReplayReport:
     """Return what another palette would have chosen; nothing is generated or scored."""
-    aligner = context.aligner
     entry = context.replays.find(body.id, body.index)
+    aligner = context.aligner_of(entry.model)
     laid = await until_client_leaves(request, aligner.layers.resolve(body.palette))
     options = laid.options
     assert options is not None

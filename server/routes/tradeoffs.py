@@ -35,7 +35,7 @@ async def trace_frontier(
         await until_client_leaves(request, context.aligner.layers.resolve(body.palette))
     ).options
     assert options is not None
-    calibration = _calibration(context, options.candidates, options.calibration)
+    calibration = _calibration(context, body.model, options.candidates, options.calibration)
     began = time.perf_counter()
     if options.scope == "answer" or options.candidates == "auto":
         msg = "a frontier is that of the traffic at one N: give `candidates` as a number, no scope"
@@ -73,7 +73,7 @@ async def spread_palettes(
     body: SpreadRequest, request: Request, context: InContext
 ) -> dict[str, Any]:
     """Return palettes as different from each other as can be, to be offered as profiles."""
-    calibration = _calibration(context, body.candidates)
+    calibration = _calibration(context, body.model, body.candidates)
     began = time.perf_counter()
     found = await until_client_leaves(
         request,
@@ -94,7 +94,7 @@ async def negotiate_palette(
     body: NegotiateRequest, request: Request, context: InContext
 ) -> dict[str, Any]:
     """Return the palette that does best by the least satisfied of several parties."""
-    calibration = _calibration(context, body.candidates)
+    calibration = _calibration(context, body.model, body.candidates)
     began = time.perf_counter()
     parties = [
         Party(party.name, Palette(party.targets, floors=party.floors), party.weight)
@@ -118,17 +118,23 @@ async def negotiate_palette(
 
 
 @router.get("/interference")
-async def report_interference(request: Request, context: InContext) -> dict[str, Any]:
+async def report_interference(
+    request: Request, context: InContext, model: str | None = None
+) -> dict[str, Any]:
     """Return which values pull on each other, and what that does to their multipliers."""
-    calibration, began = _calibration(context, 1), time.perf_counter()
+    calibration, began = _calibration(context, model, 1), time.perf_counter()
     report = await until_client_leaves(request, asyncio.to_thread(interference, calibration.pilot))
     return _stamped(report.to_dict(), calibration, began)
 
 
 def _calibration(
-    context: Context, candidates: int | Literal["auto"] | None, name: str | None = None
+    context: Context,
+    model: str | None,
+    candidates: int | Literal["auto"] | None,
+    name: str | None = None,
 ) -> Calibration:
-    calibration = context.aligner.shelf.choose(context.settings.sampling, (), name)
+    shelf = context.aligner_of(model).shelf
+    calibration = shelf.choose(context.settings.sampling, (), name)
     if calibration is None:
         msg = "the model has no calibration yet: run `palette calibrate`"
         raise CalibrationMissingError(msg)

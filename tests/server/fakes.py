@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
@@ -62,6 +63,8 @@ class FakeBackend(Backend):
         As many candidates as it has permits come; the others wait for more.
     asked : list of (Prompt, SamplingSettings, int)
         What was generated for, with the seed.
+    asked_logprobs : list of bool
+        Whether log-probabilities were wanted; without, tokens have NaN.
     """
 
     def __init__(
@@ -76,6 +79,7 @@ class FakeBackend(Backend):
         self.thinks = thinks
         self.permits: asyncio.Semaphore | None = None
         self.asked: list[tuple[Prompt, SamplingSettings, int]] = []
+        self.asked_logprobs: list[bool] = []
         self.n_vocab = 1000
         self.model_id = "fake"
         self.fingerprint = "f" * 64
@@ -115,11 +119,13 @@ class FakeBackend(Backend):
         seed: int,
         *,
         top_logprobs: int = 0,
+        wants_logprobs: bool = True,
     ) -> AsyncIterator[Candidate]:
         if not self.is_up:
             raise BackendUnavailableError("the fake backend is not running")
         self.n_started += 1
         self.asked.append((prompt, sampling, seed))
+        self.asked_logprobs.append(wants_logprobs)
         is_whole = False
         try:
             for index in reversed(range(n_candidates)):  # not in order, as real ones
@@ -130,6 +136,9 @@ class FakeBackend(Backend):
                 if self.failure is not None:
                     raise self.failure
                 drawn = _candidate(seed, index, sampling.max_tokens, top_logprobs)
+                if not wants_logprobs:
+                    bare = tuple(replace(token, logprob=math.nan) for token in drawn.tokens)
+                    drawn = replace(drawn, tokens=bare)
                 yield self._shaped(drawn, prompt, sampling)
             is_whole = True
         finally:

@@ -136,7 +136,7 @@ async def test_stream_keeps_alive_and_tells_late_errors(tmp_path, settings):
     async with run_fake(tmp_path, quick, backend) as running:
         backend.failure = None
         task = asyncio.create_task(running.chat(palette=SHORT, stream=True))
-        await asyncio.sleep(0.1)
+        await asyncio.sleep(1)  # a hundred comments: the status is on its way
         running.context.aligner.backend.failure = RuntimeError("secret detail")
         backend.released.set()
         reply = await task

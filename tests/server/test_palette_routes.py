@@ -185,7 +185,7 @@ async def test_solve_without_calibration(tmp_path, settings):
         ({"palette": {"candidates": 64}}, "invalid_palette", "palette.candidates"),
         ({"palette": {"max_kl": 0}}, "invalid_value", "palette.max_kl"),
         ({"palette": {"repair": {"method": "luck"}}}, "invalid_value", "palette.repair.method"),
-        ({"palette": {}, "model": "fake"}, "unknown_parameter", "model"),
+        ({"palette": {}, "user": "me"}, "unknown_parameter", "user"),
         (
             {"palette": {"targets": {"words": {"at_least": 30}}, "on_infeasible": "repair",
                          "repair": {"method": "greedy", "priorities": ["wrods"]}}},

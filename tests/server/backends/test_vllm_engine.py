@@ -16,6 +16,7 @@ from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
+import httpx
 import numpy as np
 import pytest
 import pytest_asyncio
@@ -26,6 +27,7 @@ from scipy import stats
 from transformers import AutoModelForCausalLM
 
 from server import embedded
+from server.app import running_app
 from server.backends.base import (
     BackendUnavailableError,
     Candidate,
@@ -39,6 +41,9 @@ from server.backends.hf_local import HfLocalBackend
 from server.backends.hf_text import Detokenizer
 from server.backends.vllm_engine import VllmEngineBackend
 from server.backends.vllm_tools import AnswerReader
+from server.scoring import sample_of
+from server.settings import load_settings
+from tests.server.fakes import lexical_rewards
 
 MODEL = str(embedded.CHAT_MODEL)
 QUESTION = [{"role": "user", "content": "How do I keep my houseplants alive?"}]
@@ -160,6 +165,23 @@ def is_alive(pid):
     return False
 
 
+def family(pid):
+    """Return a process and all that it started, in turn."""
+    found = [pid]
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        for child in (task / "children").read_text().split():
+            found += family(int(child))
+    return found
+
+
+def shared_memory(pids):
+    """Return the files by which processes share memory, which outlive who forgets them."""
+    mapped = [Path(f"/proc/{pid}/maps").read_text().splitlines() for pid in pids]
+    return {
+        Path(line.split(maxsplit=5)[5]) for lines in mapped for line in lines if "/dev/shm/" in line
+    }
+
+
 def reason_files():
     return set(Path(tempfile.gettempdir()).glob("palette-engine-*"))
 
@@ -251,6 +273,77 @@ async def test_an_adapter_is_a_model_of_its_own(backend, adapter_folder, monkeyp
     together = await asyncio.gather(collect(loud, n=4), collect(backend, n=4))
     assert same(together[0], apart[0])
     assert same(together[1], apart[1])
+
+
+class Kept:
+    """A started backend that an app may start and close without consequence."""
+
+    def __init__(self, backend):
+        self._backend = backend
+
+    def __getattr__(self, name):
+        return getattr(self._backend, name)
+
+    async def start(self):
+        pass
+
+    async def close(self):
+        pass
+
+
+async def test_adapters_are_served_by_name_with_their_own_calibrations(
+    backend, tmp_path, monkeypatch
+):
+    path = tmp_path / "general.jsonl"
+    path.write_text("".join(json.dumps(f"Tell me about number {i}.") + "\n" for i in range(20)))
+    monkeypatch.setattr(embedded, "PROMPTS", path)
+    settings = load_settings(
+        state_dir=tmp_path / "state", calibration_candidates=8, max_tokens=24, model_name="base"
+    )
+    monkeypatch.setattr(backend, "model_id", "base")
+    palette = {"targets": {"words": {"gain": 0.5}}, "candidates": 8, "report": "full"}
+    body = {"messages": QUESTION, "seed": 3, "palette": palette}
+    texts, ids = {}, {}
+    async with running_app(
+        settings, backend=Kept(backend), rewards=lexical_rewards(tmp_path)
+    ) as app:
+        context = app.state.context
+        await until(lambda: context.progress["loud"].state in ("done", "failed"))
+        transport = httpx.ASGITransport(app=app)
+        async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+            listed = (await client.get("/v1/models")).json()["data"]
+            assert {one["id"]: one.get("parent") for one in listed} == {
+                "base": None,
+                "loud": "base",
+            }
+            for name in ("base", "loud"):
+                answer = await client.post("/v1/chat/completions", json=body | {"model": name})
+                report = answer.json()["palette"]
+                assert report["calibration"]["valid"], report["calibration"]["warnings"]
+                ids[name] = report["calibration"]["id"]
+                texts[name] = [one["text"] for one in report["candidates_detail"]]
+        (loud,) = backend.adapters
+        drawn = await collect(loud, n=8, seed=3)
+        fingerprints = {one.info.model_fingerprint for one in calibrations(context)}
+    assert texts["loud"] == [one.text for one in drawn] != texts["base"]
+    assert len(set(ids.values())) == len(fingerprints) == 2
+
+
+def calibrations(context):
+    return [aligner.calibration for aligner in context.aligners.values()]
+
+
+async def test_log_probabilities_are_left_out_where_nobody_reads_them(backend):
+    prompt = await backend.render(QUESTION)
+    settings = SamplingSettings(max_tokens=24)
+    stream = backend.generate(prompt, 4, settings, 0, wants_logprobs=False)
+    found = sorted([c async for c in stream], key=lambda c: c.index)
+    for bare, whole in zip(found, await collect(backend), strict=True):
+        assert (bare.text, bare.n_tokens) == (whole.text, whole.n_tokens)
+        assert [token.token for token in bare.tokens] == [token.token for token in whole.tokens]
+        assert np.isnan([token.logprob for token in bare.tokens]).all()
+        assert sample_of(prompt, bare).token_logprobs is None
+        assert sample_of(prompt, whole).token_logprobs
 
 
 def statistics(candidates):
@@ -521,6 +614,42 @@ async def test_calls_are_read_out_of_answers(backend, text, is_parallel, expecte
         reader.check(Tools((weather(strict=True),)))
 
 
+async def test_calls_that_the_model_chooses_come_out_of_the_engine(backend, monkeypatch):
+    # A schema makes this model write what others write by themselves; the parser does not know.
+    schema = _call_schema("weather", {"city": {"enum": ["Paris", "Rome"]}})
+    tokenizer = copy.deepcopy(backend._text.tokenizer)
+    tokenizer.add_tokens(["<|python_tag|>"])  # the parser wants to know it; calls may go without
+    monkeypatch.setattr(backend, "_reader", AnswerReader(tokenizer, "llama3_json", None))
+    tools = Tools((weather(), CLOCK), "auto")
+    prompt = replace(await backend.render(QUESTION), tools=tools)
+    settings = SamplingSettings(max_tokens=100, json_schema=json.dumps(schema))
+    found = [c async for c in backend.generate(prompt, 8, settings, 0)]
+    assert len(found) == 8
+    for c in found:
+        assert (c.text, c.finish_reason) == ("", "tool_calls")
+        assert [call.name for call in c.tool_calls] == ["weather"]
+        assert json.loads(c.tool_calls[0].arguments)["city"] in ("Paris", "Rome")
+    assert len({c.tool_calls for c in found}) > 1
+    # Without tools it is an answer like any other.
+    bare = [c async for c in backend.generate(replace(prompt, tools=None), 2, settings, 0)]
+    assert all(json.loads(c.text)["name"] == "weather" and not c.tool_calls for c in bare)
+
+
+def _call_schema(name, properties):
+    parameters = {
+        "type": "object",
+        "properties": properties,
+        "required": list(properties),
+        "additionalProperties": False,
+    }
+    return {
+        "type": "object",
+        "properties": {"name": {"enum": [name]}, "parameters": parameters},
+        "required": ["name", "parameters"],
+        "additionalProperties": False,
+    }
+
+
 async def test_parsers_that_are_not_there_are_told(backend):
     with pytest.raises(ModelLoadError, match="'nonsense' not found"):
         AnswerReader(backend._text.tokenizer, "nonsense", None)
@@ -582,6 +711,8 @@ async def test_a_killed_engine_fails_its_requests_and_comes_back(backend):
     asking = [asyncio.create_task(ask(seed)) for seed in range(8)]
     await until(lambda: llm.get_num_unfinished_requests() == 32)
     (pid,) = backend.health()["pids"]
+    all_pids = family(pid)
+    held = shared_memory([*all_pids, os.getpid()])
     os.kill(pid, signal.SIGKILL)
     async with asyncio.timeout(PATIENCE_S):
         results = await asyncio.gather(*asking, return_exceptions=True)
@@ -591,9 +722,45 @@ async def test_a_killed_engine_fails_its_requests_and_comes_back(backend):
     with pytest.raises(BackendUnavailableError, match="retry"):
         await collect(backend)
     await serving(backend)
-    assert not is_alive(pid)
+    assert not any(is_alive(one) for one in all_pids)
+    now = shared_memory([os.getpid(), *family(backend.health()["pids"][0])])
+    assert not any(path.exists() for path in held - now)
     assert backend.health()["restarts"] == restarts + 1
     assert same(await collect(backend, n=4, seed=9), expected)
+
+
+async def test_an_engine_that_stands_still_is_replaced():
+    backend = VllmEngineBackend(
+        MODEL, n_threads=1, engine_args={"kv_cache_memory_bytes": 2**26}, timeout_s=8.0
+    )
+    await backend.start()
+    expected = await collect(backend, n=4, seed=9)
+    (pid,) = backend.health()["pids"]
+    all_pids = family(pid)
+    prompt = await backend.render(QUESTION)
+    llm = backend._supervisor.engine.llm
+
+    async def ask(seed):
+        return [c async for c in backend.generate(prompt, 4, never_ending(), seed)]
+
+    asking = [asyncio.create_task(ask(seed)) for seed in range(4)]
+    await until(lambda: llm.get_num_unfinished_requests() == 16)
+    os.kill(pid, signal.SIGSTOP)
+    async with asyncio.timeout(PATIENCE_S):
+        results = await asyncio.gather(*asking, return_exceptions=True)
+    assert {type(result) for result in results} == {BackendUnavailableError}
+    assert "no token came from it in 8 s, with 4 requests" in backend.health()["last_error"]
+    await serving(backend)
+    assert not any(is_alive(one) for one in all_pids)
+    assert backend.health()["restarts"] == 1
+    assert same(await collect(backend, n=4, seed=9), expected)
+    # Nor does one that stands still outlive the server.
+    (pid,) = backend.health()["pids"]
+    all_pids = family(pid)
+    os.kill(pid, signal.SIGSTOP)
+    async with asyncio.timeout(PATIENCE_S):
+        await backend.close()
+    assert not any(is_alive(one) for one in all_pids)
 
 
 async def test_a_killed_server_leaves_no_engine_and_a_failing_start_says_why(backend):

@@ -18,9 +18,11 @@ from server.backends.vllm_options import (
     engine_environment,
     engine_options,
     parse_options,
+    split_lora_modules,
 )
 from server.backends.vllm_sampling import engine_seed
 from server.backends.vllm_supervisor import Supervisor
+from server.backends.vllm_watchdog import watch_for_hangs
 
 GIB = 2**30
 KNOWN = {
@@ -97,6 +99,27 @@ def test_options_are_read_as_vllm_writes_them():
 def test_options_that_cannot_be_are_refused(given, message):
     with pytest.raises(ModelLoadError, match=message):
         options(given)
+
+
+def test_adapters_are_read_as_vllm_writes_them():
+    arguments = [
+        "--lora-modules", "loud=/a=b", '{"name": "shy", "path": "/c", "base_model_name": "m"}',
+        "--max-num-seqs", "8", "--lora_modules=low=/d", "--enforce-eager",
+    ]  # fmt: skip
+    rest, adapters = split_lora_modules(arguments)
+    assert rest == ["--max-num-seqs", "8", "--enforce-eager"]
+    assert adapters == {"loud": "/a=b", "shy": "/c", "low": "/d"}
+
+
+@pytest.mark.parametrize("given", ["loud", "=/a", "loud=", "{}", "{loud"])
+def test_adapters_without_name_or_folder_are_refused(given):
+    with pytest.raises(ModelLoadError, match="an adapter is name=folder"):
+        split_lora_modules(["--lora-modules", given])
+
+
+def test_adapters_are_named_once():
+    with pytest.raises(ModelLoadError, match="names 'loud' twice"):
+        split_lora_modules(["--lora-modules", "loud=/a", "loud=/b"])
 
 
 def test_a_cpu_reads_no_prompt_in_pieces():
@@ -373,3 +396,69 @@ async def test_a_first_start_that_fails_is_told():
         await made.start()
     assert made.health()["state"] == "stopped"
     await made.close()
+
+
+# The watchdog
+
+
+class Silent:
+    """An engine that says something only when it is told to."""
+
+    def __init__(self):
+        self.n_outputs = 0
+        self.killed_for = None
+
+    def kill(self, reason):
+        self.killed_for = reason
+
+
+class Looks:
+    """Time that passes when it is told to: each `look` is one turn of the watchdog."""
+
+    def __init__(self, monkeypatch):
+        self._turns = asyncio.Semaphore(0)
+        self._asleep = asyncio.Event()
+        self.slept = []
+        monkeypatch.setattr("server.backends.vllm_watchdog.asyncio.sleep", self._sleep)
+
+    async def _sleep(self, seconds):
+        self.slept.append(seconds)
+        self._asleep.set()
+        await self._turns.acquire()
+
+    async def look(self):
+        await self._asleep.wait()
+        self._asleep.clear()
+        self._turns.release()
+        await self._asleep.wait()
+
+
+async def test_a_silent_engine_with_requests_is_killed_and_the_next_one_watched(monkeypatch):
+    looks, engines, n_requests = Looks(monkeypatch), [Silent(), Silent()], 3
+    current = engines[0]
+    watching = asyncio.create_task(watch_for_hangs(lambda: current, lambda: n_requests, 20.0))
+    for _ in range(3):
+        await looks.look()
+    engines[0].n_outputs += 1  # just in time: it counts from here
+    for _ in range(4):
+        await looks.look()
+        assert engines[0].killed_for is None
+    n_requests = 0  # nothing to do is no silence
+    for _ in range(9):
+        await looks.look()
+    n_requests = 1
+    for _ in range(4):
+        await looks.look()
+        assert engines[0].killed_for is None
+    await looks.look()
+    assert engines[0].killed_for == "no token came from it in 20 s, with 1 requests"
+    current = None
+    await looks.look()
+    current = engines[1]
+    for _ in range(4):
+        await looks.look()
+        assert engines[1].killed_for is None
+    await looks.look()
+    assert engines[1].killed_for
+    assert set(looks.slept) == {5.0}
+    watching.cancel()
