@@ -119,7 +119,7 @@ def load_rewards(
         torch_threads=torch_threads,
         queue_tokens=queue_tokens,
         timeout_s=timeout_s,
-        needs_judge=any(isinstance(config.scorers[scorer], JudgeConfig) for scorer in fed),
+        needs_judge=any(isinstance(scorers[scorer], JudgeConfig) for scorer in fed),
     )
 
 

@@ -140,6 +140,16 @@ class RewardSuite:
             if not any(self._scorers[one].needs_logprobs for one in self._columns[name].scorers)
         )
 
+    @property
+    def text_only_columns(self) -> tuple[str, ...]:
+        """Return the columns that any text has, as `text_only_names`. Known once started."""
+        names = set(self.text_only_names)
+        return tuple(
+            name
+            for name, column in self._columns.items()
+            if name in names or not any(self._scorers[one].needs_logprobs for one in column.scorers)
+        )
+
     def use_judge(self, judge: Judge) -> None:
         """Let the chat model answer the questions of judged values; call it before ``start``."""
         if self._was_started:

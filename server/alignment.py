@@ -10,6 +10,7 @@ import numpy as np
 
 from rewards import Message, RewardSuite
 from server.admission import Admission
+from server.aligning import translated
 from server.backends.base import (
     Backend,
     Candidate,
@@ -25,7 +26,13 @@ from server.drawing import Draw
 from server.layers import Layers
 from server.leaving_out import dispensable, left_out, promise_without, without
 from server.promise import Promise, Promiser
-from server.reporting import Outcome, calibration_report, palette_report, timing_report
+from server.reporting import (
+    Outcome,
+    calibration_report,
+    measures_of,
+    palette_report,
+    timing_report,
+)
 from server.schemas import (
     CalibrationReport,
     PaletteOptions,
@@ -222,7 +229,7 @@ class Aligner:
         self.shelf = shelf or Shelf()
         self.observers = list(observers)
         self.doubts: Doubts = lambda calibration: ()
-        self._reads_logprobs = set(rewards.text_only_names) != set(rewards.names)
+        self._reads_logprobs = set(rewards.text_only_columns) != set(rewards.columns)
 
     @property
     def calibration(self) -> Calibration | None:
@@ -251,6 +258,9 @@ class Aligner:
         options = request.palette
         name = None if options is None else options.calibration
         calibration = self.shelf.choose(request.sampling, request.messages, name)
+        if options is not None:
+            options = translated(options, calibration, self.rewards)
+            request = replace(request, palette=options)
         promise = None
         n_candidates = request.n_choices
         if options is not None:
@@ -302,6 +312,7 @@ class Aligner:
             return self._served(plan, drawn.finished, candidates, _Choice(), timing, None)
 
         promise = plan.promise
+        measured, rewards = rewards, self._aligned(rewards, plan.calibration)
         lost = left_out(rewards, self.promiser.values, reasons)
         if promise is not None and lost:
             options, promise = await promise_without(
@@ -322,6 +333,7 @@ class Aligner:
             self._calibration_report(plan, warnings),
             timing,
             plan.profile,
+            measures_of(self.rewards, measured, rewards, log_weights, picks),
         )
         choice = _Choice(promise, group, tuple(warnings), picks)
         return self._served(plan, drawn.finished, candidates, choice, timing, report)
@@ -374,12 +386,14 @@ class Aligner:
         Why values could not be scored is put into `reasons`.
         """
         request = plan.request
+        columns = self.rewards.columns
         can_fail = dispensable(request.palette or PaletteOptions(), self.promiser.values)
+        can_fail |= set(self.rewards.watches.values())
 
         async def score(candidate: Candidate) -> np.ndarray:
             more = len(drawn.finished) < plan.n_candidates
             sample = sample_of(plan.prompt, candidate)
-            found = await self.rewards.attempt([sample], can_fail, more=more)
+            found = await self.rewards.attempt([sample], can_fail, columns, more=more)
             reasons.update(found.failures)
             return found.rewards
 
@@ -397,6 +411,12 @@ class Aligner:
             request.n_choices,
         )
         return drawn
+
+    def _aligned(self, measured: np.ndarray, calibration: Calibration | None) -> np.ndarray:
+        """Return the rewards that are aligned, shape (n_candidates, n_values)."""
+        if calibration is None or calibration.units is None:
+            return measured[:, : len(self.promiser.values)]
+        return calibration.units.of(self.rewards.columns).align(measured)
 
     def _calibration_report(self, plan: Plan, found: list[str]) -> CalibrationReport:
         """Return what stands behind the promise; `found` is what is known against it already."""

@@ -17,6 +17,7 @@ from pydantic import SecretStr
 from rewards import RewardSuite, load_rewards
 from server import access, embedded, errors
 from server.admission import Admission
+from server.aligning import in_units
 from server.alignment import Aligner, Observer
 from server.auth import Auth, read_keys
 from server.backends.base import Backend, ModelLoadError
@@ -123,7 +124,7 @@ def make_aligner(
         For operator's floors or a default palette that make no sense, or one that names an unknown
         calibration.
     """
-    blind = sorted(set(rewards.names) - set(rewards.text_only_names))
+    blind = sorted(set(rewards.columns) - set(rewards.text_only_columns))
     if blind and "logprobs" not in backend.features:
         msg = (
             f"{blind[0]} is computed from log-probabilities, which {backend.model_id} does not "
@@ -183,6 +184,7 @@ def _shelf(settings: Settings, named: Path | None, backend: Backend, rewards: Re
         model_fingerprint=backend.fingerprint,
         rewards_fingerprint=rewards.fingerprint,
         sampling=settings.sampling,
+        align=functools.partial(in_units, suite=rewards),
     )
 
 
@@ -215,7 +217,7 @@ async def calibrate_in_background(
         state.state, state.error = "failed", str(error)
         logger.error("calibration failed: %s", state.error)
         return
-    aligner.shelf.add(calibration, path)
+    aligner.shelf.add(in_units(calibration, aligner.rewards), path)
     state.state = "done"
     logger.info("calibrated: %s is kept in %s", calibration.id, path)
 

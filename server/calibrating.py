@@ -96,7 +96,7 @@ def run_header(
         "model": backend.fingerprint,
         "max_context": backend.max_context,
         "rewards": rewards.fingerprint,
-        "values": list(rewards.names),
+        "values": list(rewards.columns),
         "sampling": {**asdict(sampling), "stop": list(sampling.stop)},
         "candidates": n_candidates,
         "seed": seed,

@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from rewards import Message
 from server.backends.base import SamplingSettings
+from server.units import Units
 from solver import PilotError, PilotSet
 from solver.pilot_files import sync_folder
 
@@ -109,6 +110,8 @@ class Calibration:
         Prompts of the pilot set that live traffic brought.
     root : Calibration or None
         What a further version grew from.
+    measured : PilotSet or None
+        What the file holds, where `pilot` is made of it by transforms; see `server.units`.
     """
 
     pilot: PilotSet
@@ -117,11 +120,19 @@ class Calibration:
     updated: datetime | None = None
     live_prompts: int = 0
     root: Calibration | None = None
+    measured: PilotSet | None = None
+    own_units: Units | None = None
 
     @property
     def id(self) -> str:
         """Name of this calibration in answers, the same for all its versions."""
-        return (self.root or self).pilot.fingerprint[:12]
+        root = self.root or self
+        return (root.measured or root.pilot).fingerprint[:12]
+
+    @property
+    def units(self) -> Units | None:
+        """How its rewards are made of what is measured; None where they are just that."""
+        return (self.root or self).own_units
 
     def covering(self, n_candidates: int) -> Calibration:
         """Return this version, or the root where live prompts bring too few candidates for N."""
@@ -235,11 +246,12 @@ class Calibration:
         When this returns, it is on the disk, and the folders made for it too.
         """
         make_folder(path.parent)
+        content = self.measured or self.pilot
         PilotSet(
-            self.pilot.rewards,
-            self.pilot.values,
+            content.rewards,
+            content.values,
             metadata={"calibration": self.info.model_dump(mode="json")},
-            counts=self.pilot.counts,
+            counts=content.counts,
         ).save(path)
 
 

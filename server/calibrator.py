@@ -87,7 +87,7 @@ async def calibrate(
     done, refused, incomplete = len(results), 0, 0
     if done:
         progress(done, len(prompts))
-    reads_logprobs = set(rewards.text_only_names) != set(rewards.names)
+    reads_logprobs = set(rewards.text_only_columns) != set(rewards.columns)
 
     async def work() -> None:
         nonlocal done, refused, incomplete
@@ -108,7 +108,9 @@ async def calibrate(
                 refused += 1  # by the chat template, or by the server that has it
             else:
                 if len(drawn) == n_candidates:
-                    scored = await rewards.score([sample_of(prompt, one) for one in drawn])
+                    scored = await rewards.score(
+                        [sample_of(prompt, one) for one in drawn], rewards.columns
+                    )
                     results[index] = Answers(
                         # Half precision would be enough for statistics; single keeps what the
                         # models computed.
@@ -167,4 +169,4 @@ async def calibrate(
         n_given=len(prompts),
     )
     stacked = np.stack([results[index].rewards for index in used])
-    return Calibration(PilotSet(stacked, rewards.names), info)
+    return Calibration(PilotSet(stacked, rewards.columns), info)

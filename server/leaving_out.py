@@ -6,6 +6,7 @@ from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 
+from rewards import RewardError
 from server.calibration import Calibration
 from server.promise import Promise, Promiser, palette_of
 from server.schemas import PaletteOptions
@@ -32,14 +33,19 @@ def left_out(
         NaN where there is none.
     values : sequence of str
     reasons : mapping of str to str
-        By value; what is NaN without a reason is no value left out, but a wrong reward.
+        By value.
+
+    Raises
+    ------
+    RewardError
+        When a reward is NaN without a reason.
     """
     is_missing = np.isnan(rewards).any(axis=0)
-    return {
-        name: reasons[name]
-        for name, missing in zip(values, is_missing, strict=True)
-        if missing and name in reasons
-    }
+    missing = [name for name, lacks in zip(values, is_missing, strict=True) if lacks]
+    for name in missing:
+        if name not in reasons:
+            raise RewardError(f"a reward of {name} is no number; check its scorer")
+    return {name: reasons[name] for name in missing}
 
 
 def without(options: PaletteOptions, lost: Collection[str], n_candidates: int) -> PaletteOptions:

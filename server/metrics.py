@@ -4,7 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    ProcessCollector,
+    Summary,
+)
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
@@ -98,6 +105,14 @@ class Metrics:
             registry=self.registry,
         )
 
+        self._gains = Summary(
+            "palette_gain",
+            "What the choice gains over the base model, in reward units, of values that have a "
+            "held-out scorer: of the value, and of what watches it.",
+            ("value", "kind"),
+            registry=self.registry,
+        )
+
     def watch(self, aligner: Aligner, drain: Drain) -> None:
         """Report the state of these whenever metrics are asked for."""
         self.registry.register(_State(aligner, drain))
@@ -127,6 +142,9 @@ class Metrics:
         if report is not None:
             self._ess.observe(report.ess)
             self._kl.observe(report.kl)
+            for name, pair in (report.watched or {}).items():
+                for kind, one in (("value", pair.value), ("watch", pair.watch)):
+                    self._gains.labels(name, kind).observe(one.weighted - one.candidates)
 
 
 class _State(Collector):

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from rewards import RewardSuite
 from server.backends.base import Candidate
 from server.calibration import Calibration
 from server.promise import Promise
@@ -17,10 +18,12 @@ from server.schemas import (
     CandidateReport,
     DeadlineReport,
     Level,
+    Measured,
     PaletteOptions,
     PaletteReport,
     ProfileReport,
     TimingReport,
+    Watched,
 )
 from server.scoring import answer_text
 from solver import tilt
@@ -50,6 +53,64 @@ class Outcome:
     left_out: dict[str, str] = field(default_factory=dict)
 
 
+@dataclass(frozen=True, slots=True)
+class Measures:
+    """What a request's candidates measure beside what is aligned.
+
+    Attributes
+    ----------
+    own : dict of str to Measured or None
+        Transformed values in their own unit; None where some reward is missing.
+    watched : dict of str to (Measured or None, Measured or None)
+        Values with a held-out scorer: what is aligned, and what is watched.
+    """
+
+    own: dict[str, Measured | None] = field(default_factory=dict)
+    watched: dict[str, tuple[Measured | None, Measured | None]] = field(default_factory=dict)
+
+
+def measures_of(
+    suite: RewardSuite,
+    measured: np.ndarray,
+    rewards: np.ndarray,
+    log_weights: np.ndarray,
+    picks: np.ndarray,
+) -> Measures:
+    """Return what is told of transformed values in their own unit, and of what is watched.
+
+    Parameters
+    ----------
+    suite : RewardSuite
+    measured : ndarray, shape (n_candidates, n_columns)
+    rewards : ndarray, shape (n_candidates, n_values)
+        Aligned.
+    log_weights : ndarray, shape (n_candidates,)
+    picks : ndarray of int
+    """
+
+    def of(column: np.ndarray) -> Measured | None:
+        return _measured(column, log_weights, picks)
+
+    names, columns = suite.names, suite.columns
+    own = {name: of(measured[:, names.index(name)]) for name in suite.transforms}
+    watched = {
+        name: (of(rewards[:, names.index(name)]), of(measured[:, columns.index(watch)]))
+        for name, watch in suite.watches.items()
+    }
+    return Measures(own, watched)
+
+
+def _measured(column: np.ndarray, log_weights: np.ndarray, picks: np.ndarray) -> Measured | None:
+    """Return what a column, shape (n_candidates,), measures; None where a reward is missing."""
+    if np.isnan(column).any() or not np.isfinite(log_weights).any():
+        return None
+    return Measured(
+        realised=float(column[picks].mean()) if len(picks) else None,
+        weighted=float(tilt.expected(log_weights, column[:, None])[0]),
+        candidates=float(column.mean()),
+    )
+
+
 def palette_report(
     options: PaletteOptions,
     promise: Promise,
@@ -58,9 +119,19 @@ def palette_report(
     calibration: CalibrationReport,
     timing: TimingReport,
     profile: ProfileReport | None = None,
+    measures: Measures | None = None,
 ) -> PaletteReport:
     """Return the report of one answered request; `names` are the values in order."""
+    measures = measures or Measures()
+    own = {name: one for name, one in measures.own.items() if one is not None}
+    watched = {
+        name: Watched(value=value, watch=watch)
+        for name, (value, watch) in measures.watched.items()
+        if value is not None and watch is not None
+    }
     return PaletteReport(
+        measured=own or None,
+        watched=watched or None,
         **choice_report(options, promise, outcome, names, calibration, profile),
         timing_ms=timing,
         deadline=outcome.deadline,

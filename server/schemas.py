@@ -131,6 +131,21 @@ class ProfileReport(BaseModel):
     version: int
 
 
+class Measured(BaseModel):
+    """A reward of one request's candidates in its own unit."""
+
+    realised: float | None = Field(description="Mean of the answers chosen; null: none was.")
+    weighted: float = Field(description="Mean over the candidates with the choice's weights.")
+    candidates: float = Field(description="Plain mean over the candidates: the base model's.")
+
+
+class Watched(BaseModel):
+    """A value that is optimised and the held-out reward of the same thing, which is not."""
+
+    value: Measured
+    watch: Measured
+
+
 class ChoiceReport(BaseModel):
     """What was promised, and what the choice among the candidates gives."""
 
@@ -164,6 +179,16 @@ class PaletteReport(ChoiceReport):
 
     timing_ms: TimingReport
     deadline: DeadlineReport | None = None
+    measured: dict[str, Measured] | None = Field(
+        default=None,
+        description="Values that are transformed before they are aligned, as they are measured; "
+        "`targets`, `expected` and `realised` are in the unit that is aligned.",
+    )
+    watched: dict[str, Watched] | None = Field(
+        default=None,
+        description="Values with a held-out scorer: when it falls while the value rises, the "
+        "reward is being gamed.",
+    )
     candidates_detail: list[CandidateReport] | None = None
 
 

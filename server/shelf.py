@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -207,6 +207,7 @@ def load_shelf(
     model_fingerprint: str,
     rewards_fingerprint: str,
     sampling: SamplingSettings,
+    align: Callable[[Calibration], Calibration] = lambda calibration: calibration,
 ) -> Shelf:
     """Return the calibrations that fit the model and the rewards in use.
 
@@ -224,6 +225,8 @@ def load_shelf(
         The one that comes with the embedded models: held by them.
     sampling : SamplingSettings
         See `Shelf`.
+    align : callable
+        Makes what is aligned of what a file holds; raises CalibrationError when it cannot.
 
     Raises
     ------
@@ -232,7 +235,13 @@ def load_shelf(
     """
     held: list[Held] = []
     if named is not None:
-        calibration = load_calibration(named)
+        try:
+            calibration = align(load_calibration(named))
+        except CalibrationError as error:
+            told = str(error)
+            raise CalibrationError(
+                told if str(named) in told else f"calibration {named}: {told}"
+            ) from error
         if calibration.pilot.values != values:
             msg = (
                 f"calibration {named} is about the values "
@@ -246,14 +255,20 @@ def load_shelf(
         logger.warning("%s; it is passed over", problem.reason)
     if shipped.exists():
         kept = (*kept, Held(load_calibration(shipped), shipped, "shipped"))
-    held += [
-        one
-        for one in kept
-        if one.calibration.pilot.values == values
-        and one.calibration.info.model_fingerprint == model_fingerprint
-        and one.calibration.info.rewards_fingerprint == rewards_fingerprint
-        and not (named is not None and one.path is not None and one.path.samefile(named))
-    ]
+    for one in kept:
+        info = one.calibration.info
+        if (info.model_fingerprint, info.rewards_fingerprint) != (
+            model_fingerprint,
+            rewards_fingerprint,
+        ) or (named is not None and one.path is not None and one.path.samefile(named)):
+            continue
+        try:
+            fitting = align(one.calibration)
+        except CalibrationError as error:
+            logger.warning("%s is passed over: %s", one.path, error)
+            continue
+        if fitting.pilot.values == values:
+            held.append(replace(one, calibration=fitting))
     return Shelf(
         held,
         sampling=sampling,

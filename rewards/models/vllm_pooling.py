@@ -12,7 +12,7 @@ import torch
 import transformers
 from typing_extensions import override
 
-from rewards.base import DirectScorer, FloatArray, Message, Sample
+from rewards.base import TRIAL, DirectScorer, FloatArray, Message, Sample
 from rewards.config import ChatInput, VllmPoolingConfig
 from rewards.errors import RewardModelError, ScoringError
 from rewards.identity import hash_folder
@@ -48,6 +48,7 @@ class VllmPoolingScorer(DirectScorer):
         super().__init__(name, values)
         self.outputs = config.output_names
         self.n_threads = config.max_concurrent
+        self.patience_s = config.timeout_s
         self._config = config
         self._source = source
         self._weights = ""
@@ -58,6 +59,10 @@ class VllmPoolingScorer(DirectScorer):
         settings = self._config.model_dump(include={"kind", "dtype", "input", "max_length"})
         settings["output"] = self._config.reads[output].model_dump()
         return {**settings, "weights": self._weights}
+
+    @override
+    def trial(self) -> Sample:
+        return TRIAL
 
     @override
     def load(self, device: str) -> None:

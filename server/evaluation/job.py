@@ -8,10 +8,15 @@ import json
 import math
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from rewards.transforms import LENGTH
 from server import terminal
+from server.aligning import translated
 from server.alignment import Aligner
 from server.app import running_aligner
 from server.calibration import Calibration, CalibrationMissingError
@@ -79,6 +84,7 @@ async def evaluate_file(
                 concurrency=concurrency,
                 progress=progress,
             )
+        collected = _aligned(collected, aligner)
         if len(set(collected.cluster.tolist())) < 2:
             msg = (
                 f"{prompts}: fewer than two different prompts could be answered; an error needs "
@@ -111,8 +117,11 @@ async def promised(
         aligner.rewards.names, default_candidates=n_candidates, max_candidates=n_candidates
     )
     promises = []
-    for k, options in enumerate(palettes):
+    for k, asked in enumerate(palettes):
         where = f"palette {k + 1}"
+        options = (await aligner.layers.resolve(asked)).options
+        assert options is not None  # a palette was given
+        options = translated(options, aligner.calibration, aligner.rewards)
         if options.scope == "answer" or options.deadline_ms is not None:
             field = "scope" if options.scope == "answer" else "deadline_ms"
             msg = (
@@ -131,6 +140,16 @@ async def promised(
         except InfeasiblePaletteError as error:
             raise InfeasiblePaletteError(f"{where}: {error}", error.details) from error
     return promises
+
+
+def _aligned(collected: Collected, aligner: Aligner) -> Collected:
+    """Return what was collected, with the rewards that are aligned in place of the measured."""
+    units = None if aligner.calibration is None else aligner.calibration.units
+    if units is None:
+        return collected
+    measured = np.concatenate([collected.rewards, collected.words[..., None]], axis=-1)
+    columns = (*aligner.rewards.names, LENGTH)
+    return replace(collected, rewards=units.of(columns).align(measured))
 
 
 def curves(promise: Promise, calibration: Calibration) -> list[Json]:

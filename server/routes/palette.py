@@ -9,6 +9,7 @@ import numpy as np
 from fastapi import APIRouter, Request
 
 from rewards import Sample
+from server.aligning import translated
 from server.calibration import CalibrationMissingError
 from server.routes.context import InContext, until_client_leaves
 from server.schemas import ScoreRequest, SolveRequest
@@ -65,6 +66,7 @@ async def solve_palette(body: SolveRequest, request: Request, context: InContext
     if calibration is None:
         msg = "the model has no calibration yet: run `palette calibrate`"
         raise CalibrationMissingError(msg)
+    options = translated(options, calibration, aligner.rewards)
     promise, calibration = await until_client_leaves(
         request, aligner.promiser.on_live(options, calibration)
     )

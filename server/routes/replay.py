@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 from fastapi import APIRouter, Request
 
+from server.aligning import translated
 from server.replay import Entry, Replayed, replay
 from server.reporting import Outcome, calibration_report, choice_report
 from server.routes.context import InContext, until_client_leaves
@@ -24,6 +25,7 @@ async def replay_answer(body: ReplayRequest, request: Request, context: InContex
     laid = await until_client_leaves(request, aligner.layers.resolve(body.palette))
     options = laid.options
     assert options is not None
+    options = translated(options, entry.group.calibration, aligner.rewards)
     found = await until_client_leaves(request, replay(entry, options, aligner.promiser))
     calibration = calibration_report(
         entry.group.calibration, options.scope, entry.uncovered, found.found

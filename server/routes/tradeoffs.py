@@ -8,12 +8,12 @@ from typing import Any, Literal
 
 from fastapi import APIRouter, Request
 
+from server.aligning import translated
 from server.calibration import Calibration, CalibrationMissingError
 from server.promise import InfeasiblePaletteError, palette_of
 from server.routes.context import Context, InContext, until_client_leaves
-from server.schemas import FrontierRequest, NegotiateRequest, SpreadRequest
+from server.schemas import FrontierRequest, NegotiateRequest, PaletteOptions, SpreadRequest
 from solver import (
-    Palette,
     PaletteError,
     Party,
     Status,
@@ -36,6 +36,7 @@ async def trace_frontier(
     ).options
     assert options is not None
     calibration = _calibration(context, body.model, options.candidates, options.calibration)
+    options = translated(options, calibration, context.aligner.rewards)
     began = time.perf_counter()
     if options.scope == "answer" or options.candidates == "auto":
         msg = "a frontier is that of the traffic at one N: give `candidates` as a number, no scope"
@@ -97,7 +98,17 @@ async def negotiate_palette(
     calibration = _calibration(context, body.model, body.candidates)
     began = time.perf_counter()
     parties = [
-        Party(party.name, Palette(party.targets, floors=party.floors), party.weight)
+        Party(
+            party.name,
+            palette_of(
+                translated(
+                    PaletteOptions(targets=party.targets, floors=party.floors),
+                    calibration,
+                    context.aligner.rewards,
+                )
+            ),
+            party.weight,
+        )
         for party in body.parties
     ]
     agreement = await until_client_leaves(

@@ -16,7 +16,7 @@ import httpx
 import pytest
 from fastapi import FastAPI
 
-from rewards import Message
+from rewards import Message, RewardSuite
 from server.app import running_app
 from server.backends.base import SamplingSettings
 from server.calibration import Calibration
@@ -83,11 +83,12 @@ async def run_fake(
     settings: Settings,
     backend: FakeBackend | None = None,
     *,
+    rewards: RewardSuite | None = None,
     is_calibrated: bool = True,
 ) -> AsyncIterator[Running]:
     """Run the app on the fake backend."""
     backend = backend or FakeBackend()
-    rewards = lexical_rewards(folder)
+    rewards = rewards or lexical_rewards(folder)
     async with running_app(settings, backend=backend, rewards=rewards) as app:
         if is_calibrated:
             app.state.context.aligner.calibration = fake_calibration()

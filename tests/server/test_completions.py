@@ -116,9 +116,9 @@ async def test_palette_reads_the_prompt_as_the_users(running, monkeypatch):
     rewards = running.context.aligner.rewards
     attempt = rewards.attempt
 
-    async def watched(samples, may_fail, *, more):
+    async def watched(samples, may_fail, names=None, *, more):
         scored.extend(samples)
-        return await attempt(samples, may_fail, more=more)
+        return await attempt(samples, may_fail, names, more=more)
 
     monkeypatch.setattr(rewards, "attempt", watched)
     body = await completed(running, "Once", palette=SHORT, seed=3)

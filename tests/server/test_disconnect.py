@@ -138,7 +138,7 @@ async def test_leaving_cancels_the_scoring(tmp_path, settings, stream, monkeypat
     async with listening(tmp_path, settings, backend) as (running, port):
         scoring, cancelled = [], []
 
-        async def attempt(samples, may_fail, *, more):
+        async def attempt(samples, may_fail, names=None, *, more):
             scoring.append(len(samples))
             try:
                 await asyncio.Event().wait()

@@ -232,7 +232,7 @@ async def test_reward_failures(running, monkeypatch, bad):
     suite = running.context.aligner.rewards
     good = suite.attempt
 
-    async def attempt(samples, may_fail, *, more):
+    async def attempt(samples, may_fail, names=None, *, more):
         if bad == "raise":
             raise ScoringError("words", ("words",), "out of order")
         return Attempt(np.full((len(samples), 3), np.nan), {})

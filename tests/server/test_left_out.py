@@ -110,7 +110,7 @@ async def test_the_best_of_what_is_left_keeps_its_candidates(broken):
 
 
 async def test_a_full_reward_queue_is_429(running, monkeypatch):
-    async def attempt(samples, may_fail, *, more):
+    async def attempt(samples, may_fail, names=None, *, more):
         raise RewardQueueFullError("texts wait already; try again later", 5)
 
     monkeypatch.setattr(running.context.aligner.rewards, "attempt", attempt)
