@@ -8,11 +8,13 @@ level is covered when the realised mean lies within the promise's own error and 
 prompts, both variances together, at 95 %. Levels of one pool are correlated, and so are palettes on
 one calibration: the figure of one pool has no binomial error. Several pools have a table each, and
 one together, and are tested on each other without the calibration. The same is therefore done on
-random halves, solved on one and tested on the other, of three kinds of prompts:
+random parts, solved on one and tested on the other:
 
 calibration      halves of the calibration's own prompts: nothing but sampling differs
 held-out         halves of the held-out prompts: the same
 across           a random half of the calibration, tested on a random half of the held-out prompts
+split anew       all prompts together, split at random into as many as the calibration has and as
+                 many as are held out: how far the figure above moves by the luck of the split
 
 Beside each level its gain over the base model is tested too, promised and realised, each against
 the base level of its own prompts: what is left when prompts of another kind shift both alike.
@@ -129,7 +131,12 @@ def halves(rng: np.random.Generator, n: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def split(kind: str, pilot: PilotSet, pool: PilotSet, rng: np.random.Generator):
-    """Return a pilot set to solve on and rewards to test on, from random halves."""
+    """Return a pilot set to solve on and rewards to test on, drawn at random."""
+    if kind == "split anew":
+        n_candidates = min(pilot.n_candidates, pool.n_candidates)
+        both = [one.rewards[:, :n_candidates] for one in (pilot, pool)]
+        mixed = rng.permutation(np.concatenate(both))
+        return PilotSet(mixed[: pilot.n_prompts], pilot.values), mixed[pilot.n_prompts :]
     source = pool if kind == "held-out" else pilot
     first, second = halves(rng, source.n_prompts)
     tested = source.rewards[second]
@@ -216,7 +223,8 @@ def main() -> None:
             print(f"{arguments.pool[k].name}: {share(some):.1%} of {len(some)} levels")
 
     found = {}
-    for kind in ("calibration", "held-out", "across"):
+    seen = share(rows)
+    for kind in ("calibration", "held-out", "across", "split anew"):
         rng = np.random.default_rng([SEED, len(kind)])
         shares = {n: [] for n in CANDIDATES}
         gains = []
@@ -235,9 +243,13 @@ def main() -> None:
         print(
             f"\n{kind}, {arguments.halvings} halvings x {arguments.halving_palettes} palettes: "
             f"{told}; all {whole.mean():.1%} ± "
-            f"{1.96 * whole.std(ddof=1) / math.sqrt(len(whole)):.1%}; gains {np.mean(gains):.1%}",
+            f"{1.96 * whole.std(ddof=1) / math.sqrt(len(whole)):.1%}; gains {np.mean(gains):.1%}; "
+            f"one alone: standard deviation {whole.std(ddof=1):.1%}, {whole.min():.1%} to "
+            f"{whole.max():.1%}",
             flush=True,
         )
+        if kind == "split anew":
+            print(f"{np.mean(whole <= seen):.0%} of these splits cover at most {seen:.1%}")
     if arguments.out:
         arguments.out.write_text(json.dumps({"pools": tables, "halvings": found}, indent=1))
 

@@ -89,7 +89,9 @@ def palettes(pilot: PilotSet) -> dict[str, Palette]:
     return found
 
 
-async def sample_pool(path: Path, n_prompts: int, n_candidates: int) -> None:
+async def sample_pool(
+    path: Path, n_prompts: int, n_candidates: int, *, first: int = 0, seed: int = SEED
+) -> None:
     """Write fresh candidates' rewards of held-out prompts, sampled with a seed of their own."""
     settings = load_settings()
     backend, rewards = make_backend(settings), make_rewards(settings)
@@ -100,10 +102,10 @@ async def sample_pool(path: Path, n_prompts: int, n_candidates: int) -> None:
             pool = await calibrate(
                 backend,
                 rewards,
-                [tuple(one) for one in corpus_prompts("heldout")[:n_prompts]],
+                [tuple(one) for one in corpus_prompts("heldout")[first:][:n_prompts]],
                 n_candidates=n_candidates,
                 sampling=settings.sampling,
-                seed=SEED,
+                seed=seed,
                 prompts_source="held out",
                 progress=progress,
             )
@@ -243,6 +245,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="JSON with every figure")
     parser.add_argument("--prompts", type=int, default=1000)
     parser.add_argument("--pool-candidates", type=int, default=64)
+    parser.add_argument("--pool-first", type=int, default=0, help="held-out prompts passed over")
+    parser.add_argument("--pool-seed", type=int, default=SEED)
     parser.add_argument("--http-prompts", type=int, default=0)
     parser.add_argument("--http-first", type=int, default=0, help="held-out prompts passed over")
     parser.add_argument("--concurrency", type=int, default=8)
@@ -251,7 +255,15 @@ def main() -> None:
 
     pilot = load_calibration(embedded.CALIBRATION).pilot
     if not arguments.pool.exists():
-        asyncio.run(sample_pool(arguments.pool, arguments.prompts, arguments.pool_candidates))
+        asyncio.run(
+            sample_pool(
+                arguments.pool,
+                arguments.prompts,
+                arguments.pool_candidates,
+                first=arguments.pool_first,
+                seed=arguments.pool_seed,
+            )
+        )
     pool = PilotSet.load(arguments.pool)
     rows = expected_levels(pilot, pool)
     print(f"{pool.n_prompts} held-out prompts x {pool.n_candidates} fresh candidates\n")

@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 
 from rewards import Message
-from server import embedded
 from server.app import running_app
 from server.backends.base import SamplingSettings
 from server.calibration import (
@@ -485,9 +484,17 @@ async def test_route_without_any(tmp_path, settings):
 # old files
 
 
-def test_shipped_file_has_no_newer_fields_and_loads():
-    info = load_calibration(embedded.CALIBRATION).info
-    assert (info.name, info.systems, info.prompts_hash, info.n_given) == (None, None, None, None)
+def test_file_without_the_newer_fields_loads(tmp_path):
+    one = made(1)
+    newer = {"name", "revision", "chat_template", "systems", "prompts_hash", "n_given"}
+    record = {"calibration": one.info.model_dump(mode="json", exclude=newer)}
+    PilotSet(one.pilot.rewards, one.pilot.values, metadata=record).save(tmp_path / "old.npz")
+    read = load_calibration(tmp_path / "old.npz")
+    assert read.info == one.info.model_copy(update=dict.fromkeys(newer))
+    assert read.id == one.id
+    # Where system prompts were not written down, there were none.
+    assert read.share_of(NO_SYSTEM) == 1
+    assert read.share_of(hashed(SUPPORT)) == 0
 
 
 def test_newer_fields_survive_the_file(tmp_path):
