@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import glob
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -15,6 +14,7 @@ from server.calibration import Calibration, default_path
 from server.calibrator import Progress, calibrate
 from server.journal import open_journal, partial_path, run_key
 from server.prompts import Conversation, hash_of
+from solver.pilot_files import sweep
 
 
 async def make_calibration(
@@ -61,7 +61,7 @@ async def make_calibration(
     )
     journal = await asyncio.to_thread(open_journal, partial_path(path), header)
     try:
-        await asyncio.to_thread(_sweep, path)
+        await asyncio.to_thread(sweep, path)
         calibration = await calibrate(
             backend,
             rewards,
@@ -103,9 +103,3 @@ def run_header(
         "prompts": len(prompts),
         "prompts_hash": hash_of(prompts),
     }
-
-
-def _sweep(path: Path) -> None:
-    """Delete what saves of this file left that were cut off."""
-    for left in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
-        left.unlink(missing_ok=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import glob
 import json
 import os
 import tempfile
@@ -88,6 +89,12 @@ def save(
         with contextlib.suppress(FileNotFoundError):
             temporary.unlink()
     sync_folder(path.parent)
+
+
+def sweep(path: Path) -> None:
+    """Delete what saves of this file left that were cut off; nobody may be saving it now."""
+    for left in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
+        left.unlink(missing_ok=True)
 
 
 def write_npz(file: BinaryIO, **arrays: npt.NDArray[Any]) -> None:

@@ -18,6 +18,7 @@ from server.live.reservoir import LEAST_CANDIDATES, Reservoir, ReservoirError
 from server.promise import palette_of
 from server.schemas import PaletteOptions
 from solver import PilotError, PilotSet, SolutionCache
+from solver.pilot_files import sweep
 
 logger = logging.getLogger(__name__)
 
@@ -80,12 +81,17 @@ class Track:
         self._haste = min(HASTE, max(1.0, half_life / math.log(2) / FEWEST_PROMPTS))
         self._is_saved = True
         self._saved = self._refreshed = time.monotonic()
-        if path.exists():
-            self._restore()
+        self._restore()
         self.calibration = self._reservoir.current()
         _compute(self.calibration.pilot)
 
     def _restore(self) -> None:
+        try:
+            sweep(self._path)
+        except OSError as error:
+            logger.warning("left-overs of %s cannot be deleted: %s", self._path, error)
+        if not self._path.exists():
+            return
         try:
             self._reservoir.restore(self._path)
         except ReservoirError as error:

@@ -9,6 +9,9 @@ standardised mean reward that a prompt has in one value; or every answer's rewar
 Printed are requests from the shift to the first alarm, runs with an alarm without a shift, and the
 largest error of a promise, in standard deviations within a prompt, against the level that its
 multipliers have in the shifted population, before and after as many requests.
+
+With `--pool FILE` (of `tests.benchmarks.fidelity`) live prompts come from topics that were never
+calibrated on instead; see `tests.benchmarks.topics`.
 """
 
 import argparse
@@ -19,7 +22,6 @@ import tempfile
 import time
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -28,21 +30,10 @@ import numpy as np
 
 from server import embedded
 from server.calibration import load_calibration
-from server.live.intake import Arrival
-from server.live.track import Track
-from server.promise import Promise, palette_of
-from server.schemas import PaletteOptions
-from solver import PilotSet, SolutionCache, Status
+from solver import PilotSet
+from tests.benchmarks.following import N_CANDIDATES, Following
+from tests.benchmarks.topics import topic_drill, topics_of
 
-N_CANDIDATES = 16
-PALETTES = [
-    PaletteOptions(targets=targets)
-    for targets in (
-        {"helpful": {"quantile": 0.7}, "harmless": "keep"},
-        {"harmless": {"gain": 0.5}, "positive": {"gain": 0.3}},
-        {"humorous": {"quantile": 0.6}, "helpful": {"gain": 0.2}},
-    )
-]
 # Value, tilt of the prompts, move of the rewards in standard deviations within a prompt.
 SHIFTS = [
     ("helpful", 1.0, 0.0),
@@ -84,46 +75,26 @@ class Population:
         return float((np.abs(level - promise.solution.expected) / self.scale).max())
 
 
-class Server:
+class Server(Following):
     """A calibration of its own draw of prompts, and the live state around it."""
 
     def __init__(self, shipped, before, n_prompts, half_life, mode, rng, folder):
         self.rng = rng
-        self.cache = SolutionCache()
         chosen = rng.choice(len(before.share), n_prompts)
         root = replace(shipped, pilot=PilotSet(before.rewards[chosen], shipped.pilot.values))
-        path = Path(folder) / "none.npz"
-        self.track = Track(root, mode, half_life, path, self.cache)
-        self.n_requests = 0
+        super().__init__(root, half_life, mode, folder)
 
-    def promise(self, options):
-        pilot, palette = self.track.calibration.pilot, palette_of(options)
-        solution, _ = self.cache.solve(palette, pilot, N_CANDIDATES, max_kl=options.max_kl)
-        assert solution.status is Status.OPTIMAL
-        return Promise("met", palette, N_CANDIDATES, solution.multipliers, solution)
-
-    def serve(self, population, n_requests):
+    def serve_from(self, population, n_requests):
         """Serve requests; return after how many the first alarm came, or None."""
         first = None
         for i in range(n_requests):
-            options = PALETTES[self.n_requests % len(PALETTES)]
-            self.n_requests += 1
-            messages = ({"role": "user", "content": f"prompt {self.n_requests}"},)
-            plan = SimpleNamespace(
-                prompt=SimpleNamespace(messages=messages, token_ids=()),
-                request=SimpleNamespace(palette=options),
-            )
-            rewards = population.draw(self.rng, N_CANDIDATES)
-            calibration = self.track.calibration
-            self.track.take(Arrival(plan, calibration, self.promise(options), rewards), None)
-            if self.track.is_due:
-                self.track.refresh()
+            self.serve(population.draw(self.rng, N_CANDIDATES))
             if first is None and self.track.monitor.alarmed:
                 first = i + 1
         return first
 
     def error(self, population):
-        return max(population.error(self.promise(options)) for options in PALETTES)
+        return max(population.error(self.promise(options)) for options in self.palettes)
 
 
 def drill(shipped, options):
@@ -140,12 +111,12 @@ def drill(shipped, options):
                     one = Server(
                         shipped, even, options.prompts, options.half_life, mode, rng, folder
                     )
-                    is_false = one.serve(even, options.requests) is not None
+                    is_false = one.serve_from(even, options.requests) is not None
                     false += is_false
                     before.append(one.error(even))
                     at_shift.append(one.error(shifted))
                     if value is not None:
-                        first = one.serve(shifted, options.requests)
+                        first = one.serve_from(shifted, options.requests)
                         found += [] if is_false or first is None else [first]
                         after.append(one.error(shifted))
                         standing += one.track.monitor.alarmed
@@ -190,11 +161,21 @@ def main():
     parser.add_argument("--half-life", type=int, default=1000)
     parser.add_argument("--json", type=Path, help="write the figures here")
     parser.add_argument("--quick", action="store_true", help="2 runs of 600 requests")
+    parser.add_argument("--pool", type=Path, help="serve its groups: topics not calibrated on")
+    parser.add_argument(
+        "--pool-prompts", default="heldout:0", help="its prompts: a split, and the first of them"
+    )
     options = parser.parse_args()
     if options.quick:
         options.runs, options.requests = 2, 600
     began = time.perf_counter()
-    rows = drill(load_calibration(embedded.CALIBRATION), options)
+    shipped = load_calibration(embedded.CALIBRATION)
+    if options.pool:
+        split, first = options.pool_prompts.split(":")
+        pool = PilotSet.load(options.pool)
+        rows = topic_drill(shipped, pool, topics_of(split, int(first), pool), options)
+    else:
+        rows = drill(shipped, options)
     print(f"{time.perf_counter() - began:.0f} s")
     if options.json:
         options.json.write_text(json.dumps(rows, indent=1))

@@ -68,3 +68,16 @@ def test_what_cannot_be_written_is_told_and_tried_again(tmp_path, caplog):
     (tmp_path / "state").unlink()
     one.save()
     assert track(tmp_path, 1000).calibration.version == 1
+
+
+def test_left_overs_of_cut_off_writes_go_and_those_that_cannot_stop_nothing(tmp_path, caplog):
+    state = tmp_path / "state"
+    state.mkdir()
+    (state / ".one.npz.abc.tmp").write_text("half")
+    (state / ".other.npz.abc.tmp").write_text("half")
+    assert track(tmp_path, 1000).calibration.version == 0
+    assert [path.name for path in state.iterdir()] == [".other.npz.abc.tmp"]
+    assert not caplog.records
+    (state / ".one.npz.abc.tmp").mkdir()
+    assert track(tmp_path, 1000).calibration.version == 0
+    assert "cannot be deleted" in caplog.text
