@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -29,6 +30,7 @@ from rewards.config import (
 )
 from rewards.config_file import read_config, split_source
 from rewards.errors import RewardError
+from rewards.hub import cache_where_no_hub
 from rewards.licences import licence_of
 from rewards.pairs import Pair, find_problem, make_pair, samples_of, unscorable
 from rewards.registry import build_scorer, columns_of, find_model
@@ -145,14 +147,20 @@ def check_rewards(
     device = _device(config, device)
     scorers: dict[str, Scorer] = {}
     reports = []
+    from_hub = any(
+        isinstance(entry, ModelConfig | VllmPoolingConfig)
+        and isinstance(find_model(entry.model, path.parent), str)
+        for entry in config.scorers.values()
+    )
     try:
-        for name, entry in config.scorers.items():
-            tell(name)
-            fed = _fed(name, config)
-            report, scorer = _check_scorer(name, fed, entry, path.parent, device)
-            reports.append(report)
-            if scorer is not None:
-                scorers[name] = scorer
+        with cache_where_no_hub() if from_hub else nullcontext():
+            for name, entry in config.scorers.items():
+                tell(name)
+                fed = _fed(name, config)
+                report, scorer = _check_scorer(name, fed, entry, path.parent, device)
+                reports.append(report)
+                if scorer is not None:
+                    scorers[name] = scorer
         pairs = {name: list(map(make_pair, value.check)) for name, value in config.values.items()}
         values = tuple(_check_value(column, pairs[column.name], scorers) for column in columns)
     finally:

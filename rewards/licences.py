@@ -8,10 +8,11 @@ from pathlib import Path
 import yaml
 
 NOT_STATED = "not stated"
+NO_CARD = "not known (its card is not here)"
 
 
 def licence_of(model: Path | str, revision: str | None = None) -> str:
-    """Return the licence of a model by its card, ``README.md``; `NOT_STATED` where there is none.
+    """Return the licence by a model's card: `NOT_STATED` there, or `NO_CARD` without ``README.md``.
 
     Parameters
     ----------
@@ -30,7 +31,7 @@ def licence_of(model: Path | str, revision: str | None = None) -> str:
         found = try_to_load_from_cache(model, "README.md", revision=revision)
         card = Path(found) if isinstance(found, str) else None
     if card is None or not card.is_file():
-        return NOT_STATED
+        return NO_CARD
     text = card.read_text(encoding="utf-8", errors="replace")
     matter = re.match(r"---\s*\n(.*?)\n---\s*(?:\n|\Z)", text, re.S)
     try:

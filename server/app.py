@@ -139,10 +139,14 @@ def make_aligner(
     layers = Layers(profiles, promiser, settings.floors)
     shelf = _shelf(settings, settings.calibration, backend, rewards)
     if settings.default_palette is not None:
-        laid = layers.lay(PaletteOptions.model_validate(settings.default_palette))
-        assert laid.options is not None
-        promiser.check(laid.options, n_choices=1)
-        shelf.choose(settings.sampling, (), laid.options.calibration)
+        try:
+            laid = layers.lay(PaletteOptions.model_validate(settings.default_palette))
+            assert laid.options is not None
+            promiser.check(laid.options, n_choices=1)
+            shelf.choose(settings.sampling, (), laid.options.calibration)
+        except Exception as error:
+            error.add_note("the default palette asks for it (PALETTE_DEFAULT_PALETTE, --palette)")
+            raise
     admission = Admission(settings.max_running, settings.max_queue)
     return Aligner(backend, rewards, promiser, admission, layers, shelf, observers)
 

@@ -152,7 +152,7 @@ def print_bench(found: Json) -> None:
     out = terminal.results
     out.print(
         f"{found['model']}: {found['requests']} requests of {found['candidates']} candidates, "
-        f"{found['clients']} clients at once, without HTTP\n",
+        f"clients at once: {found['clients']}, without HTTP\n",
         soft_wrap=True, markup=False,
     )  # fmt: skip
     out.print(table)

@@ -33,6 +33,13 @@ Progress = Callable[[int, int], None]
 FEWEST_PROMPTS = 16
 
 
+def _too_few(n_usable: int, n_prompts: int) -> str:
+    return (
+        f"only {n_usable} of {n_prompts} prompts are usable; a calibration needs at least "
+        f"{FEWEST_PROMPTS}, and 300 or more to be precise: give more prompts"
+    )
+
+
 async def calibrate(
     backend: Backend,
     rewards: RewardSuite,
@@ -81,6 +88,8 @@ async def calibrate(
     BackendError, RewardError
         When generation or scoring fails.
     """
+    if len(prompts) < FEWEST_PROMPTS:
+        raise CalibrationError(_too_few(len(prompts), len(prompts)))
     results = {} if journal is None else dict(journal.done)
     seeds = np.random.SeedSequence(seed).generate_state(len(prompts), dtype=np.uint64) >> 1
     waiting = iter([index for index in range(len(prompts)) if index not in results])
@@ -141,11 +150,7 @@ async def calibrate(
     if refused:
         logger.warning("%d of %d prompts do not fit this model; left out", refused, len(prompts))
     if len(results) < FEWEST_PROMPTS:
-        msg = (
-            f"only {len(results)} of {len(prompts)} prompts are usable; a calibration needs at "
-            f"least {FEWEST_PROMPTS}, and 300 or more to be precise: give more prompts"
-        )
-        raise CalibrationError(msg)
+        raise CalibrationError(_too_few(len(results), len(prompts)))
     used = sorted(results)
     info = CalibrationInfo(
         model=backend.model_id,

@@ -51,11 +51,20 @@ def list_all(as_json: AsJson = False) -> None:
             }
         )
         return
-    from rich.table import Table
+    from rich.table import Column, Table
 
     from server import terminal
 
-    table = Table("id", "name", "model", "prompts x K", "sampling", "system prompts", "made")
+    # Ids are what the other commands take, so they are whole, however narrow the terminal.
+    table = Table(
+        Column("id", no_wrap=True, min_width=12),
+        *(
+            Column(title, overflow="fold")
+            for title in ("name", "model", "prompts x K", "sampling", "systems", "made")
+        ),
+        box=None,
+        pad_edge=False,
+    )
     for one in there.held:
         info, pilot = one.calibration.info, one.calibration.pilot
         table.add_row(

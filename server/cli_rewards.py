@@ -83,9 +83,10 @@ def _print(report: Report, console: Console) -> None:
         elif value.n_pairs:
             told = "is not tested, for a scorer that it needs is not"
             _line(console, f"[bold]{value.name}[/]", told)
-        else:
-            told = "has no pair of a better and a worse answer (check:), so its sign is not tested"
-            _line(console, f"[bold]{value.name}[/]", told)
+    untested = [value.name for value in report.values if not (value.problem or value.n_pairs)]
+    if untested:
+        told = "is not tested, for there is no pair of a better and a worse answer (check:)"
+        _line(console, f"the sign of [bold]{', '.join(untested)}[/]", told)
 
 
 def _line(console: Console, marked: str, text: str) -> None:

@@ -18,7 +18,7 @@ from server.settings import Settings, SettingsError, load_settings
 
 T = TypeVar("T")
 
-# Exit codes, DESIGN.md 4.2.
+# Exit codes.
 FAILED, BAD_USAGE, INFEASIBLE = 1, 2, 3
 
 Seed = Annotated[int, typer.Option(min=0, help="Same seed, same answers.")]

@@ -132,6 +132,21 @@ _TABLE: tuple[tuple[type[Exception], int, str, str | None], ...] = (
 # Nothing an operator should look at: the access log has them.
 _NO_FAULT = (DrainingError, RequestTimeoutError)
 
+_NO_ROUTE = {
+    404: ("unknown_url", "there is no such address here; /docs has those there are"),
+    405: ("method_not_allowed", "this address is there, but not for this method; /docs has both"),
+}
+
+# pydantic speaks of Python's types where clients send JSON.
+_SENTENCES = {
+    "missing": "required",
+    "extra_forbidden": "not a parameter of this server; leave it out",
+    "model_attributes_type": "must be a JSON object",
+    "model_type": "must be a JSON object",
+    "dict_type": "must be a JSON object",
+    "list_type": "must be a JSON array",
+}
+
 # A backend that failed is looked at by its supervisor, and a model takes that long to load.
 _BACKEND_RETRY_S = 10
 
@@ -160,10 +175,8 @@ def _reply(error: Exception) -> ErrorReply:
     if isinstance(error, RequestValidationError):
         return _validation_reply(error.errors(), error.body)
     if isinstance(error, HTTPException):
-        code = {404: "unknown_url", 405: "method_not_allowed"}.get(error.status_code)
-        return ErrorReply(
-            error.status_code, str(error.detail), code=code, headers=dict(error.headers or {})
-        )
+        code, told = _NO_ROUTE.get(error.status_code, (None, str(error.detail)))
+        return ErrorReply(error.status_code, told, code=code, headers=dict(error.headers or {}))
     for kind, status, category, code in _TABLE:
         if isinstance(error, kind):
             if status >= 500 and not isinstance(error, _NO_FAULT):
@@ -210,7 +223,6 @@ def _where(error: BaseException) -> str:
 
 
 _params: dict[type[Exception], str] = {
-    InfeasiblePaletteError: "palette.targets",
     CalibrationMissingError: "palette.targets",
     PilotError: "palette.candidates",
     ModelNotFoundError: "model",
@@ -265,11 +277,10 @@ def _param(finding: dict[str, Any], body: Any) -> str | None:
 
 
 def _sentence(finding: dict[str, Any]) -> str:
-    if finding["type"] == "extra_forbidden":
-        return "not a parameter of this server; leave it out"
-    if finding["type"] == "missing":
-        return "required"
-    return str(finding["msg"])
+    if finding["type"] == "too_short":
+        n_least = finding["ctx"]["min_length"]
+        return f"must have at least {n_least} item{'s' if n_least > 1 else ''}"
+    return _SENTENCES.get(finding["type"]) or str(finding["msg"])
 
 
 def install(app: FastAPI) -> None:

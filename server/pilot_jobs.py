@@ -47,7 +47,7 @@ def solve_file(
     groups: int | None,
     seed: int,
 ) -> Json:
-    """Return DESIGN.md 4.2's object for a palette on a pilot file, with prices where it has them.
+    """Return what `palette solve` tells of a palette on a pilot file, with prices if it has them.
 
     Raises
     ------

@@ -38,11 +38,14 @@ class InfeasiblePaletteError(Exception):
     details : dict
         ``certificate``, ``nearest`` (a palette that can be had, in the request's form),
         ``min_candidates`` and ``status``: JSON-safe.
+    param : str
+        The palette's field that asks for too much.
     """
 
-    def __init__(self, message: str, details: dict[str, Any]) -> None:
+    def __init__(self, message: str, details: dict[str, Any], param: str = "targets") -> None:
         super().__init__(message)
         self.details = details
+        self.param = param
 
 
 @dataclass(frozen=True, slots=True)
@@ -315,9 +318,12 @@ class Promiser:
             floors = ", ".join(f"{name} >= {floor:g}" for name, floor in palette.floors.items())
             msg = (
                 f"no group of {n_candidates} candidates in the calibration has an answer that "
-                f'clears the floors ({floors}): lower them, or send "on_floor": "best"'
+                f"clears the floors ({floors}): lower the request's own, or, on a server without "
+                'floors of its operator, send "on_floor": "best"'
             )
-            return InfeasiblePaletteError(msg, {"status": "infeasible", "certificate": None})
+            return InfeasiblePaletteError(
+                msg, {"status": "infeasible", "certificate": None}, param="floors"
+            )
         nearest = repair(palette, pilot, n_candidates, method="nearest")
         smallest = min_candidates(palette, pilot)
         certificate = solution.certificate

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import json
 import logging
 import socket
 from types import FrameType
@@ -15,7 +16,6 @@ from server import terminal
 from server.app import running_app
 from server.backends.base import BackendError
 from server.calibration import CalibrationError
-from server.draining import Drain
 from server.profile_file import ProfileError
 from server.request_id import RequestIdFilter
 from server.routes.context import Context
@@ -40,10 +40,11 @@ _CLOSING_S = 5
 class _Server(uvicorn.Server):
     """Says where it listens and how to try it; drains before it stops."""
 
-    def __init__(self, config: uvicorn.Config, settings: Settings, drain: Drain) -> None:
+    def __init__(self, config: uvicorn.Config, settings: Settings, context: Context) -> None:
         super().__init__(config)
         self._settings = settings
-        self._drain = drain
+        self._drain = context.drain
+        self._values = context.aligner.rewards.names
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Stop when the requests that run are answered; at the second signal, at once.
@@ -79,14 +80,15 @@ class _Server(uvicorn.Server):
         url, model = f"http://{host}:{port}", self._settings.served_model_name
         is_locked = self._settings.api_keys or self._settings.api_key_file
         key = ' -H "authorization: Bearer $API_KEY"' if is_locked else ""
+        wanted = zip(self._values, ({"quantile": 0.7}, {"gain": 0.5}), strict=False)
+        palette = json.dumps({"targets": dict(wanted)})
         terminal.errors.print(
             f"\nPalette serves [bold]{model}[/bold] at [bold]{url}[/bold]   "
             f"(API: {url}/docs)\n\nTry:\n\n"
             f"curl -s {url}/v1/chat/completions{key} -H 'content-type: application/json' -d '"
             f'{{"model": "{model}",\n'
             '  "messages": [{"role": "user", "content": "How do I keep my houseplants alive?"}],\n'
-            '  "palette": {"targets": {"helpful": {"quantile": 0.7}, "humorous": {"gain": 0.5}}}}\''
-            "\n",
+            f'  "palette": {palette}}}\'\n',
             soft_wrap=True,
         )
 
@@ -103,8 +105,9 @@ def run_server(settings: Settings) -> int:
         with asyncio.Runner(loop_factory=loop_factory) as runner:
             return runner.run(_serve(settings))
     except START_ERRORS as error:
-        terminal.errors.print(f"palette: {error}", style="red", markup=False, soft_wrap=True)
-        return 2 if isinstance(error, SettingsError) else 1  # exit codes, DESIGN.md 4.2
+        told = "; ".join([str(error), *getattr(error, "__notes__", [])])
+        terminal.errors.print(f"palette: {told}", style="red", markup=False, soft_wrap=True)
+        return 2 if isinstance(error, SettingsError) else 1  # exit codes, as of every command
     except KeyboardInterrupt:
         return 0
 
@@ -140,7 +143,7 @@ async def _serve(settings: Settings) -> int:
                 ws="none",
             )
             context: Context = app.state.context
-            server = _Server(config, settings, context.drain)
+            server = _Server(config, settings, context)
             try:
                 await server.serve()
             except SystemExit:  # the port cannot be had; uvicorn has said so

@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal, Self
 import platformdirs
 from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+from pydantic_settings import SettingsError as SourceError
 
 from server import embedded
 from server.backends.base import Feature, SamplingSettings
@@ -403,8 +404,16 @@ def load_settings(**overrides: Any) -> Settings:
     given = {name: value for name, value in overrides.items() if value is not None}
     try:
         return Settings(**given)
+    except SourceError as error:  # its message names classes; the cause has the place in the JSON
+        field = re.search(r'field "(\w+)"', str(error))
+        name = PREFIX + field[1].upper() if field else "a setting"
+        msg = f"{name} is no JSON ({error.__cause__}); quote it for the shell: '{{\"a\": 1}}'"
+        raise SettingsError(msg) from error
     except ValueError as error:
         raise SettingsError(_describe(error)) from error
+
+
+_OF_JSON = {"dict_type": "must be a JSON object, quoted for the shell: '{\"a\": 1}'"}
 
 
 def _describe(error: ValueError) -> str:
@@ -413,6 +422,6 @@ def _describe(error: ValueError) -> str:
         return str(error)
     return "; ".join(
         f"{'.'.join(str(part) for part in finding['loc']) or 'settings'}: "
-        + finding["msg"].removeprefix("Value error, ")
+        + _OF_JSON.get(finding["type"], finding["msg"].removeprefix("Value error, "))
         for finding in error.errors()
     )

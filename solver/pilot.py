@@ -36,7 +36,7 @@ class PilotSet:
     rewards : array_like, shape (n_prompts, n_candidates, n_values)
         Rewards of several answers to each prompt. With ``pooled=True``, shape
         (n_samples, n_values): one answer a prompt, and groups are then drawn from the pool (the
-        paper's format; it lets a palette be met by preferring prompts, DESIGN.md 2.2).
+        paper's format; it lets a palette be met by preferring prompts).
     values : sequence of str
         Name of each value, in the order of the last axis.
     pooled : bool

@@ -1,4 +1,4 @@
-"""Repair: the achievable palette to offer in place of one that is out of reach (DESIGN.md 2.7)."""
+"""Repair: the achievable palette to offer in place of one that is out of reach."""
 
 from __future__ import annotations
 

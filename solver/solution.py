@@ -50,7 +50,7 @@ class Status(StrEnum):
 
 @dataclass(frozen=True)
 class Certificate:
-    """Proof that a palette is out of reach: a direction u with u·c > h_N(u) (DESIGN.md 2.4).
+    """Proof that a palette is out of reach: a direction u with u·c > h_N(u).
 
     Attributes
     ----------
@@ -165,7 +165,7 @@ class Solution:
         return self.status in (Status.OPTIMAL, Status.BOUNDARY, Status.STEP_LIMIT)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return JSON-safe maps, value name to number (DESIGN.md 4.2)."""
+        """Return JSON-safe maps, value name to number."""
         return {
             "status": self.status.value,
             "values": list(self.values),

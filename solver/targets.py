@@ -1,4 +1,4 @@
-"""One target: from its wire form to the interval of levels it asks for (DESIGN.md 2.6)."""
+"""One target: from its wire form to the interval of levels it asks for."""
 
 from __future__ import annotations
 

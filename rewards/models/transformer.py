@@ -270,9 +270,10 @@ class TransformerScorer(BatchedScorer):
             )
         if "safetensors" in text:
             return f"it has no safetensors weights ({text}); allow_pickle: true accepts others"
+        reason = text.partition("\n")[0]  # what follows tells of transformers
         return (
             f"there is no such folder beside the rewards file, and it cannot be fetched from the "
-            f"hub ({text}); correct the name, or download it and give the folder"
+            f"hub ({reason}); correct the name, or download it and give the folder"
         )
 
     def _error(self, problem: str) -> RewardModelError:

@@ -138,7 +138,7 @@ class Monitor:
         mask = tilt.floor_mask(rewards, floors, promise.palette.on_floor, pilot.scale)
         if not mask.any():  # refused: the promise is about those that are served
             return nothing
-        # Less noise than the one answer drawn, and the same mean (DESIGN.md 2.3).
+        # Less noise than the one answer drawn, and the same mean.
         level = tilt.expected(tilt.log_weights(promise.multipliers, rewards, mask), rewards)
         # Between prompts, and what the weights of one prompt's few candidates leave.
         variance = pilot.n_prompts * solution.stderr**2 + pilot.within_std**2 / max(

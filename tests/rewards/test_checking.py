@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import shutil
 
+import httpx
 import pytest
+from huggingface_hub import constants
 
 from rewards import RewardConfigError, checking
 from rewards.base import Scorer
 from rewards.checking import check_rewards
-from rewards.licences import NOT_STATED, licence_of
+from rewards.licences import NO_CARD, NOT_STATED, licence_of
 
 CONFIG = """\
 version: 1
@@ -119,5 +121,32 @@ def test_licences(card, licence, tmp_path):
 
 
 def test_licences_that_are_not_here(tmp_path):
-    assert licence_of(tmp_path) == NOT_STATED
-    assert licence_of("nobody/has-this") == NOT_STATED
+    assert licence_of(tmp_path) == NO_CARD
+    assert licence_of("nobody/has-this") == NO_CARD
+
+
+def test_a_hub_that_is_away_is_asked_once(tmp_path, monkeypatch, caplog):
+    path = tmp_path / "rewards.yaml"
+    path.write_text(
+        "version: 1\n"
+        "scorers:\n"
+        "  a: {kind: sequence_classifier, model: nobody/a, input: {view: text}}\n"
+        "  b: {kind: sequence_classifier, model: nobody/b, input: {view: text}}\n"
+        "values: {a: {from: a}, b: {from: b}}\n"
+    )
+    asked = []
+
+    def head(url, **options):
+        asked.append(url)
+        raise httpx.ConnectError("no route")
+
+    monkeypatch.setattr("rewards.hub.httpx.head", head)
+    # Nobody listens at port 9: a request that is sent in spite of all fails, and is sent again.
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("time.sleep", lambda _: pytest.fail("the hub was asked again"))
+    report = check_rewards(path, device="cpu")
+    assert asked == ["http://127.0.0.1:9"]
+    assert "http://127.0.0.1:9 cannot be reached (no route)" in caplog.text
+    assert all("cannot be fetched from the hub" in one.problem for one in report.scorers)
+    assert not constants.HF_HUB_OFFLINE

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import signal
 import tempfile
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
@@ -24,6 +25,11 @@ from server.calibrator import calibrate
 from server.routes.context import Context
 from server.settings import Settings, load_settings
 from tests.server.fakes import FakeBackend, lexical_rewards
+
+# The jobs that a shell starts in the background ignore Ctrl-C, and so would the commands that tests
+# start, which are to be stopped by it.
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @dataclass

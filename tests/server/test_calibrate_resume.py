@@ -24,7 +24,7 @@ from tests.server.waiting import until
 PROMPTS = [(Message(role="user", content=f"Question {i}"),) for i in range(20)]
 PALETTE = {"targets": {"words": {"gain": 0.2}}, "candidates": 4}
 # `KILLS=200 pytest ...` for a long run.
-KILLS = int(os.environ.get("KILLS", "30"))
+KILLS = int(os.environ.get("KILLS", "10"))
 
 
 @asynccontextmanager

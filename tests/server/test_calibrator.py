@@ -142,9 +142,10 @@ async def test_prompts_that_the_template_refuses_are_left_out(tmp_path):
 
 @pytest.mark.parametrize("n_usable", [0, 1, FEWEST_PROMPTS - 1])
 async def test_too_few_prompts(tmp_path, n_usable):
-    prompts = PROMPTS[:n_usable] + prompts_of("word " * 600)
+    too_long = prompts_of(*["word " * 600] * FEWEST_PROMPTS)
+    prompts = PROMPTS[:n_usable] + too_long
     async with started(tmp_path) as (backend, rewards):
-        with pytest.raises(CalibrationError, match=f"only {n_usable} of {n_usable + 1} prompts"):
+        with pytest.raises(CalibrationError, match=f"only {n_usable} of {len(prompts)} prompts"):
             await run(backend, rewards, prompts)
 
 

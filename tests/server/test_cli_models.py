@@ -96,6 +96,7 @@ def chat(url, **fields):
 def test_serve_starts_answers_and_stops():
     with ending(start("serve", "--port", 0, "--no-calibrate")) as process:
         url, said = address(process)
+        said += [process.stderr.readline() for _ in range(6)]
         assert httpx.get(f"{url}/ready", timeout=PATIENCE_S).json()["status"] == "ready"
         plain = chat(url, seed=1)
         assert plain.status_code == 200
@@ -103,8 +104,11 @@ def test_serve_starts_answers_and_stops():
         assert answer
         wanted = {"targets": {"words": {"gain": 0.5}}, "scope": "answer", "candidates": 4}
         assert chat(url, seed=1, palette=wanted).json()["palette"]["status"] == "met"
+        values = httpx.get(f"{url}/v1/palette/values", timeout=PATIENCE_S).json()["values"]
         process.send_signal(signal.SIGTERM)
         out, rest = process.communicate(timeout=30)
+    example = json.loads(re.search(r"-d '(\{.*?\})'\n", "".join(said), re.DOTALL)[1])
+    assert list(example["palette"]["targets"]) == [value["name"] for value in values[:2]]
     assert process.returncode == 0
     assert out == ""
     told = "".join(said) + rest

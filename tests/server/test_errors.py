@@ -446,3 +446,33 @@ def check(error, status, code):
     assert (error.status_code, error.code) == (status, code)
     assert error.request_id.startswith("req_")
     assert error.body["message"]
+
+
+@pytest.mark.parametrize(
+    ("body", "sentence"),
+    [
+        ({"palette": []}, "palette: must be a JSON object"),
+        ({"messages": []}, "messages: must have at least 1 item"),
+        ({"messages": {}}, "messages: must be a JSON array"),
+    ],
+)
+async def test_faults_are_told_in_terms_of_json(running, body, sentence):
+    reply = await running.client.post("/v1/chat/completions", json=chat_body(**body))
+    assert reply.json()["error"]["message"] == sentence
+
+
+async def test_addresses_that_are_not_there(running):
+    nowhere = (await running.client.get("/v1/nope")).json()["error"]
+    assert (nowhere["code"], "/docs" in nowhere["message"]) == ("unknown_url", True)
+    reply = await running.client.get("/v1/chat/completions")
+    assert reply.headers["allow"] == "POST"
+    assert reply.json()["error"]["code"] == "method_not_allowed"
+    assert "/docs" in reply.json()["error"]["message"]
+
+
+async def test_floors_that_nothing_clears_are_the_field_to_change(running):
+    reply = await running.chat(palette={"floors": {"words": 1e6}})
+    error = reply.json()["error"]
+    assert (reply.status_code, error["code"]) == (422, "palette_infeasible")
+    assert error["param"] == "palette.floors"
+    assert "words >= 1e+06" in error["message"]

@@ -348,6 +348,14 @@ def stored(settings):
     profiles.close()
 
 
+async def test_what_the_default_asks_for_is_told_as_its_own(tmp_path, settings):
+    changed = {"default_palette": {"targets": {"wrods": "keep"}}}
+    with pytest.raises(UnknownValueError) as failure:
+        async with run_fake(tmp_path, settings.model_copy(update=changed)):
+            pass
+    assert "PALETTE_DEFAULT_PALETTE" in failure.value.__notes__[0]
+
+
 async def test_the_default_may_be_a_profile(tmp_path, settings, stored):
     stored.put("house", SHORT)
     settings = settings.model_copy(update={"default_palette": {"profile": "house"}})

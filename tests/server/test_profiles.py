@@ -26,7 +26,7 @@ from server.profiles import (
 
 BRIEF = {"targets": {"words": {"at_most": 40}}}
 # Of the writer below; KILLS=200 takes some minutes.
-KILLS = int(os.environ.get("KILLS", "30"))
+KILLS = int(os.environ.get("KILLS", "10"))
 
 
 @pytest.fixture

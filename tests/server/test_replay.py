@@ -212,14 +212,14 @@ async def test_another_number_of_candidates_is_refused(running, candidates):
 
 async def test_what_cannot_be_had_is_told_as_to_a_request(running):
     body = await answer(running, SHORT)
-    for palette in (
-        {"targets": {"words": {"at_least": 30}}},
-        {"targets": {"words": {"at_least": 30}}, "scope": "answer"},
-        {"targets": {}, "floors": {"words": 21}},
+    for palette, field in (
+        ({"targets": {"words": {"at_least": 30}}}, "targets"),
+        ({"targets": {"words": {"at_least": 30}}, "scope": "answer"}, "targets"),
+        ({"targets": {}, "floors": {"words": 21}}, "floors"),
     ):
         asked = await running.chat(palette=palette, seed=1)
         reply = await replayed(running, body, palette)
-        failed(reply, 422, "palette_infeasible", "palette.targets")
+        failed(reply, 422, "palette_infeasible", f"palette.{field}")
         assert reply.json() == asked.json()
 
 

@@ -168,3 +168,16 @@ def test_model_in_the_current_folder_has_a_name(tmp_path, monkeypatch):
     folder.mkdir()
     monkeypatch.chdir(folder)
     assert load_settings(model=".").served_model_name == "my-model"
+
+
+@pytest.mark.parametrize("name", ["FLOORS", "ENGINE_ARGS"])
+def test_what_is_no_json_is_told_by_the_variables_name(monkeypatch, name):
+    monkeypatch.setenv(f"PALETTE_{name}", "{words: 1}")
+    with pytest.raises(SettingsError, match=rf"^PALETTE_{name} is no JSON \(Expecting"):
+        load_settings()
+
+
+def test_a_default_palette_that_is_no_json(monkeypatch):
+    monkeypatch.setenv("PALETTE_DEFAULT_PALETTE", "{words: 1}")
+    with pytest.raises(SettingsError, match=r"^default_palette: must be a JSON object, quoted"):
+        load_settings()

@@ -259,7 +259,7 @@ async def test_a_backend_that_cannot_load_is_stopped(tmp_path):
     await backend.close()
 
 
-@pytest.mark.network
-def test_a_hub_name_that_is_nobody():
+def test_a_hub_name_that_is_nobody(monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(ModelLoadError, match="cannot read the configuration"):
         load_model("no-such-owner-of-models/no-such-model")

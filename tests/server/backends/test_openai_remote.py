@@ -477,10 +477,12 @@ async def test_a_long_pause_is_passed_on_not_waited_for():
 
 async def test_a_hanging_upstream_is_given_up_and_left():
     upstream = FakeUpstream()
-    async with connected(upstream, timeout_s=0.3) as backend:
+    async with connected(upstream) as backend:
         upstream.faults.append(Fault(hang=True))
+        usual, backend._upstream._timeout_s = backend._upstream._timeout_s, 0.3
         with pytest.raises(UpstreamTimeoutError, match=r"0\.3 s"):
             await draw(backend)
+        backend._upstream._timeout_s = usual
         await until(lambda: upstream.n_active == 0)
         assert len(upstream.bodies) == 1  # not tried again
         assert len(await draw(backend)) == 4
