@@ -142,7 +142,8 @@ class Promiser:
         pilot = calibration.pilot
         if options.candidates == "auto":
             return await asyncio.to_thread(self._auto, palette, pilot, options, n_choices, started)
-        n_candidates = self._count(options, n_choices)
+        largest = (calibration.root or calibration).pilot.n_candidates
+        n_candidates = self._count(options, n_choices, largest)
         found = self.cache.lookup(palette, pilot, n_candidates, max_kl=options.max_kl)
         if found is not None and found.status is Status.OPTIMAL:
             return Promise(
@@ -183,7 +184,8 @@ class Promiser:
                         return promise, calibration
                     calibration = root
         else:
-            calibration = calibration.covering(self._count(options, n_choices))
+            largest = root.pilot.n_candidates
+            calibration = calibration.covering(self._count(options, n_choices, largest))
         return await self.on_traffic(options, calibration, n_choices), calibration
 
     async def on_answer(
@@ -226,10 +228,14 @@ class Promiser:
                 raise PaletteError(msg, param=f"targets.{name}.of")
         return self._count(options, n_choices)
 
-    def _count(self, options: PaletteOptions, n_choices: int) -> int:
-        """Return N, or raise `PaletteError` when it is out of bounds."""
+    def _count(self, options: PaletteOptions, n_choices: int, largest: int | None = None) -> int:
+        """Return N, or raise `PaletteError` when it is out of bounds.
+
+        A palette that does not say gets the default, or `largest`, the candidates that a
+        calibration has, where these are fewer.
+        """
         if options.candidates is None or options.candidates == "auto":
-            return max(self.default_candidates, n_choices)
+            return max(min(self.default_candidates, largest or self.default_candidates), n_choices)
         if not 1 <= options.candidates <= self.max_candidates:
             msg = (
                 f"candidates must be from 1 to {self.max_candidates} (this server's limit), "

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from importlib.metadata import version
 
 import numpy as np
 import pytest
 
 from rewards import Sample
-from solver import Palette, min_candidates, solve
+from solver import Palette, PilotSet, min_candidates, solve
 from tests.server.conftest import fake_calibration, run_fake
 from tests.server.fakes import FakeBackend
 
@@ -321,3 +322,18 @@ async def test_models(running):
     one = (await running.client.get("/v1/models/fake")).json()
     assert one == listed["data"][0]
     assert one["max_model_len"] == FakeBackend().max_context
+
+
+async def test_a_calibration_with_few_candidates_sets_the_default(tmp_path, settings):
+    async with run_fake(tmp_path, settings, is_calibrated=False) as running:
+        whole = fake_calibration()
+        few = PilotSet(whole.pilot.rewards[:, :8], whole.pilot.values)
+        running.context.aligner.calibration = replace(whole, pilot=few)
+        targets = {"targets": {"words": "keep"}}
+        body = (await running.chat(palette=targets)).json()
+        assert body["palette"]["candidates"] == 8 < settings.candidates
+        body = (await running.chat(palette={**targets, "candidates": 4})).json()
+        assert body["palette"]["candidates"] == 4
+        reply = await running.chat(palette={**targets, "candidates": 16})
+        assert reply.status_code == 400
+        assert "8" in reply.json()["error"]["message"]
