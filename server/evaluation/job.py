@@ -122,6 +122,8 @@ async def promised(
         options = (await aligner.layers.resolve(asked)).options
         assert options is not None  # a palette was given
         options = translated(options, aligner.calibration, aligner.rewards)
+        if options.candidates is None:  # not fewer where the calibration has fewer: all are used
+            options = options.model_copy(update={"candidates": n_candidates})
         if options.scope == "answer" or options.deadline_ms is not None:
             field = "scope" if options.scope == "answer" else "deadline_ms"
             msg = (
