@@ -12,7 +12,7 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import aclosing
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -43,7 +43,7 @@ class Collected:
     ----------
     rewards : ndarray, shape (n_prompts, n_candidates, n_values)
     watched : ndarray, shape (n_prompts, n_candidates, n_watches)
-        Columns that are reported and not optimised; see `watches_of`.
+        Columns that are reported and not optimised; see `RewardSuite.watches`.
     tokens, words : ndarray, shape (n_prompts, n_candidates)
         Lengths of the answers.
     texts : tuple of tuple of str, or None
@@ -69,16 +69,6 @@ class Collected:
     n_incomplete: int
 
 
-def watches_of(rewards: RewardSuite) -> Mapping[str, str]:
-    """Return value -> name of the column that watches it: another scorer's view of that value.
-
-    A suite that has such columns says so in its attribute ``watches`` and scores them by name. A
-    reward that rises while its watch falls is being exploited.
-    """
-    found: Mapping[str, str] = getattr(rewards, "watches", {})
-    return found
-
-
 def line_keys(
     prompts: Sequence[Conversation],
     backend: Backend,
@@ -94,7 +84,7 @@ def line_keys(
         "candidates": n_candidates,
         "model": backend.fingerprint,
         "rewards": rewards.fingerprint,
-        "watches": dict(watches_of(rewards)),
+        "watches": rewards.watches,
     }
     common = hashlib.sha256(json.dumps(record, sort_keys=True).encode())
     keys = []
@@ -200,7 +190,7 @@ async def collect(
     return Collected(
         rewards=_stacked([lines[i]["rewards"] for i in usable], rewards.names, n_candidates),
         watched=_stacked(
-            [lines[i]["watched"] for i in usable], watches_of(rewards).values(), n_candidates
+            [lines[i]["watched"] for i in usable], rewards.watches.values(), n_candidates
         ),
         tokens=np.array([lines[i]["tokens"] for i in usable], dtype=np.float64),
         words=np.array([lines[i]["words"] for i in usable], dtype=np.float64),
@@ -233,7 +223,7 @@ async def _candidates(
     scored = await rewards.score(samples)
     watched = {
         column: (await rewards.score(samples, [column]))[:, 0].tolist()
-        for column in dict.fromkeys(watches_of(rewards).values())
+        for column in dict.fromkeys(rewards.watches.values())
     }
     answers = [answer_text(one) for one in drawn]
     return {
@@ -249,7 +239,7 @@ def _check(record: Json, rewards: RewardSuite, n_candidates: int) -> None:
     """Raise ValueError or KeyError for a line that cannot be one of this command's."""
     scored, watched = record["rewards"], record["watched"]
     columns = [scored[name] for name in rewards.names]
-    columns += [watched[name] for name in watches_of(rewards).values()]
+    columns += [watched[name] for name in rewards.watches.values()]
     columns += [record["tokens"], record["words"]]
     array = np.array(columns, dtype=np.float64)
     if array.shape != (len(columns), n_candidates) or not np.isfinite(array).all():

@@ -20,7 +20,7 @@ from server.aligning import translated
 from server.alignment import Aligner
 from server.app import running_aligner
 from server.calibration import Calibration, CalibrationMissingError
-from server.evaluation.collecting import Collected, collect, watches_of
+from server.evaluation.collecting import Collected, collect
 from server.evaluation.methods import senses_of
 from server.evaluation.report import make_report
 from server.promise import InfeasiblePaletteError, Promise, Promiser
@@ -217,7 +217,7 @@ def _write(
         model=aligner.backend.model_id,
         n_candidates=n_candidates,
         seed=seed,
-        watches=watches_of(aligner.rewards),
+        watches=aligner.rewards.watches,
         warnings=calibration.warnings_for(
             aligner.backend.fingerprint, aligner.rewards.fingerprint, settings.sampling
         ),

@@ -48,7 +48,7 @@ async def trace_frontier(
             palette_of(options),
             calibration.pilot,
             body.values,
-            _count(context, options.candidates),
+            _count(context, calibration, options.candidates),
             n_points=body.points,
             max_kl=options.max_kl,
             senses=body.senses,
@@ -82,7 +82,7 @@ async def spread_palettes(
             spread,
             calibration.pilot,
             body.palettes,
-            _count(context, body.candidates),
+            _count(context, calibration, body.candidates),
             values=body.values,
             max_kl=body.max_kl,
         ),
@@ -117,7 +117,7 @@ async def negotiate_palette(
             negotiate,
             parties,
             calibration.pilot,
-            _count(context, body.candidates),
+            _count(context, calibration, body.candidates),
             max_kl=body.max_kl,
         ),
     )
@@ -150,14 +150,20 @@ def _calibration(
         msg = "the model has no calibration yet: run `palette calibrate`"
         raise CalibrationMissingError(msg)
     if not isinstance(candidates, int):
-        candidates = context.aligner.promiser.default_candidates
+        candidates = _default(context, calibration)
     return calibration.covering(candidates)
 
 
-def _count(context: Context, candidates: int | None) -> int:
+def _default(context: Context, calibration: Calibration) -> int:
+    """Return N of a request that does not say: not more than the calibration was made with."""
+    made_with = (calibration.root or calibration).pilot.n_candidates
+    return min(context.aligner.promiser.default_candidates, made_with)
+
+
+def _count(context: Context, calibration: Calibration, candidates: int | None) -> int:
     """Return N, or raise `PaletteError` when it is above the server's limit."""
     promiser = context.aligner.promiser
-    n_candidates = promiser.default_candidates if candidates is None else candidates
+    n_candidates = _default(context, calibration) if candidates is None else candidates
     if not 1 <= n_candidates <= promiser.max_candidates:
         msg = (
             f"candidates must be from 1 to {promiser.max_candidates} (this server's limit), "

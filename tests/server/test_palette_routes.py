@@ -337,3 +337,6 @@ async def test_a_calibration_with_few_candidates_sets_the_default(tmp_path, sett
         reply = await running.chat(palette={**targets, "candidates": 16})
         assert reply.status_code == 400
         assert "8" in reply.json()["error"]["message"]
+        ask = {"values": ["words", "variety"], "palette": {}, "points": 3}
+        curve = (await running.client.post("/v1/palette/frontier", json=ask)).json()
+        assert curve["candidates"] == 8
