@@ -19,7 +19,7 @@ from server import embedded
 from server.draining import EXEMPT_PATHS, Drain, DrainingError, Lifetime
 from tests.server.conftest import run_fake
 from tests.server.fakes import FakeBackend
-from tests.server.waiting import until
+from tests.server.waiting import time_is_up, until
 
 SHORT = {"targets": {"words": {"at_most": 8.0}}, "candidates": 4}
 
@@ -146,6 +146,31 @@ async def test_the_first_signal_sets_the_time(running):
 # the time of a request
 
 
+@pytest.mark.parametrize("palette", [SHORT, None], ids=["palette", "bare"])
+async def test_a_request_that_takes_too_long(held, palette):
+    task = await start(held, palette=palette)
+    time_is_up(held.context.drain)
+    reply = await task
+    error = reply.json()["error"]
+    assert (reply.status_code, error["code"]) == (504, "request_timeout")
+    assert error["type"] == "server_error"
+    assert "request_timeout_s" in error["message"]
+    assert held.backend.n_cancelled == 1
+    assert held.context.aligner.admission.n_running == 0
+    held.backend.released.set()
+    assert (await held.chat(palette=palette)).status_code == 200
+
+
+async def test_a_stream_that_takes_too_long(held):
+    task = await start(held, stream=True)
+    time_is_up(held.context.drain)
+    reply = await task
+    assert reply.status_code == 200
+    (error,) = events(reply.text)
+    assert error["error"]["code"] == "request_timeout"
+    assert held.backend.n_cancelled == 1
+
+
 @pytest.fixture
 async def hurried(tmp_path, settings):
     """As `held`, and a request may take a twentieth of a second."""
@@ -154,32 +179,12 @@ async def hurried(tmp_path, settings):
         yield running
 
 
-@pytest.mark.parametrize("palette", [SHORT, None], ids=["palette", "bare"])
-async def test_a_request_that_takes_too_long(hurried, palette):
-    reply = await hurried.chat(palette=palette)
-    error = reply.json()["error"]
-    assert (reply.status_code, error["code"]) == (504, "request_timeout")
-    assert error["type"] == "server_error"
-    assert "request_timeout_s" in error["message"]
-    assert hurried.backend.n_cancelled == 1
-    assert hurried.context.aligner.admission.n_running == 0
-    hurried.backend.released.set()
-    assert (await hurried.chat(palette=palette)).status_code == 200
-
-
-async def test_a_stream_that_takes_too_long(hurried):
-    reply = await hurried.chat(stream=True)
-    assert reply.status_code == 200
-    (error,) = events(reply.text)
-    assert error["error"]["code"] == "request_timeout"
-    assert hurried.backend.n_cancelled == 1
-
-
 async def test_the_queue_counts_too(hurried):
     admission = hurried.context.aligner.admission
     requests = [hurried.chat() for _ in range(admission.max_running + 1)]
     replies = await asyncio.gather(*requests)
     assert {reply.status_code for reply in replies} == {504}
+    assert "(0.05 s)" in replies[0].json()["error"]["message"]
     assert (admission.n_running, admission.n_waiting) == (0, 0)
 
 

@@ -18,7 +18,7 @@ from server.backends.base import BackendError, BackendUnavailableError
 from tests.server.conftest import chat_body, run_fake
 from tests.server.fakes import FakeBackend
 from tests.server.test_disconnect import listening
-from tests.server.waiting import until
+from tests.server.waiting import time_is_up, until
 
 USER = [{"role": "user", "content": "hi"}]
 
@@ -249,7 +249,8 @@ async def test_health_answers_while_requests_wait(tmp_path, settings):
     backend = FakeBackend(hold=True)
     async with run_fake(tmp_path, settings, backend) as running:
         waiting = [asyncio.create_task(running.chat()) for _ in range(16)]
-        await asyncio.sleep(0.05)
+        admission = running.context.aligner.admission
+        await until(lambda: admission.n_running + admission.n_waiting == 16)
         for path in ("/health", "/ready", "/version", "/v1/models", "/v1/palette/values"):
             assert (await running.client.get(path)).status_code == 200
         assert not any(task.done() for task in waiting)
@@ -262,7 +263,7 @@ async def test_full_queue(tmp_path, settings):
     small = settings.model_copy(update={"max_running": 1, "max_queue": 1})
     async with run_fake(tmp_path, small, backend) as running:
         waiting = [asyncio.create_task(running.chat()) for _ in range(2)]
-        await asyncio.sleep(0.05)
+        await until(lambda: running.context.aligner.admission.n_waiting == 1)
         reply = await running.chat()
         assert reply.status_code == 429
         assert int(reply.headers["retry-after"]) >= 1
@@ -417,11 +418,13 @@ async def test_a_stopping_server_raises_internal_server_error_503(tmp_path, sett
 
 @pytest.mark.parametrize("stream", [False, True], ids=["plain", "stream"])
 async def test_a_request_over_its_time_raises_504(tmp_path, settings, stream):
-    quick = settings.model_copy(update={"request_timeout_s": 0.2})
     backend = FakeBackend(hold=True)
-    async with listening(tmp_path, quick, backend) as (_, port), client(port) as api:
+    async with listening(tmp_path, settings, backend) as (running, port), client(port) as api:
+        asking = asyncio.create_task(ask(api, stream=stream))
+        await until(lambda: backend.n_started == 1)
+        time_is_up(running.context.drain)
         with pytest.raises(openai.APIError) as caught:
-            await ask(api, stream=stream)
+            await asking
         if stream:
             assert caught.value.code == "request_timeout"
         else:
