@@ -604,7 +604,7 @@ CALL = '<tool_call>\n{"name": "weather", "arguments": {"city": "Rome"}}\n</tool_
     ],
 )
 async def test_calls_are_read_out_of_answers(backend, text, is_parallel, expected):
-    reader = AnswerReader(backend._text.tokenizer, "hermes", None)
+    reader = AnswerReader(backend._words.text.tokenizer, "hermes", None)
     tools = Tools((weather(), CLOCK), "auto", is_parallel)
     reader.check(tools)
     found = reader.read(answer(text), text, tools)
@@ -617,9 +617,10 @@ async def test_calls_are_read_out_of_answers(backend, text, is_parallel, expecte
 async def test_calls_that_the_model_chooses_come_out_of_the_engine(backend, monkeypatch):
     # A schema makes this model write what others write by themselves; the parser does not know.
     schema = _call_schema("weather", {"city": {"enum": ["Paris", "Rome"]}})
-    tokenizer = copy.deepcopy(backend._text.tokenizer)
+    tokenizer = copy.deepcopy(backend._words.text.tokenizer)
     tokenizer.add_tokens(["<|python_tag|>"])  # the parser wants to know it; calls may go without
-    monkeypatch.setattr(backend, "_reader", AnswerReader(tokenizer, "llama3_json", None))
+    words = replace(backend._words, reader=AnswerReader(tokenizer, "llama3_json", None))
+    monkeypatch.setattr(backend, "_words", words)
     tools = Tools((weather(), CLOCK), "auto")
     prompt = replace(await backend.render(QUESTION), tools=tools)
     settings = SamplingSettings(max_tokens=100, json_schema=json.dumps(schema))
@@ -652,14 +653,14 @@ def _call_schema(name, properties):
 
 async def test_parsers_that_are_not_there_are_told(backend):
     with pytest.raises(ModelLoadError, match="'nonsense' not found"):
-        AnswerReader(backend._text.tokenizer, "nonsense", None)
+        AnswerReader(backend._words.text.tokenizer, "nonsense", None)
     # Its marks are no tokens of the embedded model.
     with pytest.raises(ModelLoadError, match="deepseek_r1"):
-        AnswerReader(backend._text.tokenizer, None, "deepseek_r1")
+        AnswerReader(backend._words.text.tokenizer, None, "deepseek_r1")
 
 
 async def test_thinking_is_no_part_of_the_answer(backend):
-    tokenizer = copy.deepcopy(backend._text.tokenizer)
+    tokenizer = copy.deepcopy(backend._words.text.tokenizer)
     tokenizer.add_tokens(["<think>", "</think>"])
     reader = AnswerReader(tokenizer, "hermes", "deepseek_r1")
     assert reader.needs_special_tokens(None)
