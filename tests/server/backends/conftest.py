@@ -1,4 +1,4 @@
-"""Tiny random models with a tokenizer and a chat template, made once a session."""
+"""Tiny random models with a tokenizer and a chat template, made once a session; no long pauses."""
 
 from __future__ import annotations
 
@@ -18,6 +18,8 @@ from transformers import (
     Qwen3Config,
     Qwen3ForCausalLM,
 )
+
+from server.backends import openai_remote, openai_transport
 
 SENTENCES = [
     "The quick brown fox jumps over the lazy dog.",
@@ -106,3 +108,10 @@ def _one_thread():
 @pytest.fixture(scope="session")
 def llama_folder(tmp_path_factory):
     return save(tmp_path_factory.mktemp("models") / "tiny-llama")
+
+
+@pytest.fixture
+def _quick_pauses(monkeypatch):
+    """Let the backend in front of another server try again, and look after it, at once."""
+    monkeypatch.setattr(openai_transport, "_FIRST_DELAY_S", 0.001)
+    monkeypatch.setattr(openai_remote, "_FIRST_CHECK_S", 0.005)
