@@ -1,4 +1,4 @@
-"""Tiny random models with a tokenizer and a chat template, made once a session; no long pauses."""
+"""Tiny random models with a tokenizer and a chat template, made once a session; their backend."""
 
 from __future__ import annotations
 
@@ -20,6 +20,8 @@ from transformers import (
 )
 
 from server.backends import openai_remote, openai_transport
+from server.backends.hf_local import HfLocalBackend
+from server.backends.hf_text import Detokenizer
 
 SENTENCES = [
     "The quick brown fox jumps over the lazy dog.",
@@ -108,6 +110,20 @@ def _one_thread():
 @pytest.fixture(scope="session")
 def llama_folder(tmp_path_factory):
     return save(tmp_path_factory.mktemp("models") / "tiny-llama")
+
+
+@pytest.fixture
+async def backend(llama_folder):
+    backend = HfLocalBackend(str(llama_folder), device="cpu")
+    await backend.start()
+    yield backend
+    await backend.close()
+
+
+@pytest.fixture
+def show_ids(monkeypatch):
+    """Make token strings ids, so that answers can be fed to the model again."""
+    monkeypatch.setattr(Detokenizer, "token", lambda self, token_id: str(token_id))
 
 
 @pytest.fixture
