@@ -24,7 +24,7 @@ from server.calibration import Calibration
 from server.calibrator import calibrate
 from server.routes.context import Context
 from server.settings import Settings, load_settings
-from tests.server.fakes import FakeBackend, lexical_rewards
+from tests.server.fakes import EVERYTHING, FakeBackend, lexical_rewards
 
 # The jobs that a shell starts in the background ignore Ctrl-C, and so would the commands that tests
 # start, which are to be stopped by it.
@@ -106,4 +106,11 @@ async def run_fake(
 @pytest.fixture
 async def running(tmp_path: Path, settings: Settings) -> AsyncIterator[Running]:
     async with run_fake(tmp_path, settings) as found:
+        yield found
+
+
+@pytest.fixture
+async def able(tmp_path: Path, settings: Settings) -> AsyncIterator[Running]:
+    """The app with a backend that has every feature."""
+    async with run_fake(tmp_path, settings, FakeBackend(features=EVERYTHING)) as found:
         yield found

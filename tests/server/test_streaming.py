@@ -12,17 +12,11 @@ from server.backends.base import BackendError, Candidate, TokenLogprob
 from server.routes.chat_answer import pieces
 from server.streaming import stream, streamed
 from tests.server.conftest import run_fake
-from tests.server.fakes import EVERYTHING, THOUGHT, FakeBackend
+from tests.server.fakes import THOUGHT, FakeBackend
 from tests.server.waiting import until
 
 SHORT = {"targets": {"words": {"at_most": 8.0}}, "candidates": 16}
 TOOL = {"type": "function", "function": {"name": "find"}}
-
-
-@pytest.fixture
-async def able(tmp_path, settings):
-    async with run_fake(tmp_path, settings, FakeBackend(features=EVERYTHING)) as found:
-        yield found
 
 
 def events(reply):
