@@ -1,0 +1,47 @@
+"""Remote scorers and the servers behind them, on real sockets."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+
+from rewards import load_rewards
+from tests.rewards.models.remote_upstream import ENTRIES, Upstream
+
+
+@pytest.fixture
+def serve():
+    """Return a function that starts the upstream of an api."""
+    started = []
+
+    def start(api):
+        server = Upstream(api)
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
+        thread.start()
+        started.append((server, thread))
+        return server
+
+    yield start
+    for server, thread in started:
+        server.release.set()
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+@pytest.fixture
+def load(tmp_path):
+    """Return a function that loads a file with one remote and one lexical scorer."""
+
+    def make(api, url, extra="", entry=None):
+        path = tmp_path / "rewards.yaml"
+        fields = [f"kind: remote, api: {api}, url: '{url}'", entry or ENTRIES[api], extra]
+        path.write_text(
+            f"version: 1\nscorers:\n  far: {{{', '.join(filter(None, fields))}}}\n"
+            "  near: {kind: lexical, measure: words}\n"
+            "values: {liked: {from: far}, words: {from: near}}\n"
+        )
+        return load_rewards(path)
+
+    return make
