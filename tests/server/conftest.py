@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import os
 import signal
 import tempfile
 from collections.abc import AsyncIterator
@@ -23,8 +24,8 @@ from server.backends.base import SamplingSettings
 from server.calibration import Calibration
 from server.calibrator import calibrate
 from server.routes.context import Context
-from server.settings import Settings, load_settings
-from tests.server.fakes import EVERYTHING, FakeBackend, lexical_rewards
+from server.settings import PREFIX, Settings, load_settings
+from tests.server.fakes import EVERYTHING, LEXICAL_REWARDS, FakeBackend, lexical_rewards
 
 # The jobs that a shell starts in the background ignore Ctrl-C, and so would the commands that tests
 # start, which are to be stopped by it.
@@ -50,6 +51,14 @@ class Running:
 
 def chat_body(**fields: Any) -> dict[str, Any]:
     return {"model": "fake", "messages": [{"role": "user", "content": "Tell me more."}], **fields}
+
+
+@pytest.fixture
+def _clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Take away what the environment sets, and keep what a command stores out of the home."""
+    for name in [name for name in os.environ if name.startswith(PREFIX)]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("PALETTE_STATE_DIR", str(tmp_path / "state"))
 
 
 @pytest.fixture
@@ -114,3 +123,10 @@ async def able(tmp_path: Path, settings: Settings) -> AsyncIterator[Running]:
     """The app with a backend that has every feature."""
     async with run_fake(tmp_path, settings, FakeBackend(features=EVERYTHING)) as found:
         yield found
+
+
+@pytest.fixture
+def rewards_file(tmp_path: Path) -> Path:
+    path = tmp_path / "rewards.yaml"
+    path.write_text(LEXICAL_REWARDS)
+    return path
