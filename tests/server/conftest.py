@@ -27,6 +27,9 @@ from server.routes.context import Context
 from server.settings import PREFIX, Settings, load_settings
 from tests.server.fakes import EVERYTHING, LEXICAL_REWARDS, FakeBackend, lexical_rewards
 
+# Checks in there, too, tell the values when they fail.
+pytest.register_assert_rewrite("tests.server.commands", "tests.server.profile_calls")
+
 # The jobs that a shell starts in the background ignore Ctrl-C, and so would the commands that tests
 # start, which are to be stopped by it.
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:

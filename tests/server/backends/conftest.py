@@ -23,6 +23,9 @@ from server.backends import openai_remote, openai_transport
 from server.backends.hf_local import HfLocalBackend
 from server.backends.hf_text import Detokenizer
 
+# Checks in there, too, tell the values when they fail.
+pytest.register_assert_rewrite("tests.server.backends.hf_drawing")
+
 SENTENCES = [
     "The quick brown fox jumps over the lazy dog.",
     "Answer the question in one short sentence, please.",
