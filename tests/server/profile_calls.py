@@ -18,9 +18,3 @@ async def report_of(running, **body):
     reply = await running.chat(seed=1, **body)
     assert reply.status_code == 200, reply.text
     return reply.json()["palette"]
-
-
-def failed(reply, status, code, param=None):
-    error = reply.json()["error"]
-    assert (reply.status_code, error["code"], error["param"]) == (status, code, param), error
-    return error["message"]

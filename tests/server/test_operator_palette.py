@@ -7,9 +7,9 @@ import pytest
 from server.profile_file import ProfileError
 from server.profiles import FILE, ProfileNotFoundError, Profiles
 from solver import PaletteError, UnknownValueError
-from tests.server.conftest import run_fake
+from tests.server.conftest import failed, run_fake
 from tests.server.fakes import EVERYTHING, FakeBackend
-from tests.server.profile_calls import SHORT, URL, failed, put, report_of
+from tests.server.profile_calls import SHORT, URL, put, report_of
 
 
 @pytest.fixture

@@ -6,7 +6,8 @@ import pytest
 
 from server.layers import laid_over, split_model
 from server.schemas import PaletteOptions
-from tests.server.profile_calls import SHORT, URL, failed, put, report_of
+from tests.server.conftest import failed
+from tests.server.profile_calls import SHORT, URL, put, report_of
 
 # the profile as ground
 

@@ -7,8 +7,8 @@ from fastapi.openapi.models import OpenAPI
 
 from server.profile_file import ProfileFileError
 from server.profiles import FILE
-from tests.server.conftest import run_fake
-from tests.server.profile_calls import SHORT, URL, failed, get, put
+from tests.server.conftest import failed, run_fake
+from tests.server.profile_calls import SHORT, URL, get, put
 
 
 async def test_write_read_and_list(able):

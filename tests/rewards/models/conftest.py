@@ -2,32 +2,17 @@
 
 from __future__ import annotations
 
-import threading
-
 import pytest
 
 from rewards import load_rewards
-from tests.rewards.models.remote_upstream import ENTRIES, Upstream
+from tests.rewards.models.remote_upstream import ENTRIES, starting
 
 
 @pytest.fixture
 def serve():
     """Return a function that starts the upstream of an api."""
-    started = []
-
-    def start(api):
-        server = Upstream(api)
-        thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
-        thread.start()
-        started.append((server, thread))
-        return server
-
-    yield start
-    for server, thread in started:
-        server.release.set()
-        server.shutdown()
-        server.server_close()
-        thread.join()
+    with starting() as start:
+        yield start
 
 
 @pytest.fixture

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 from rewards import Sample
@@ -51,6 +52,9 @@ class Upstream(ThreadingHTTPServer):
         self.seen = []
         self.release = threading.Event()
 
+    def good(self, body):
+        return good(self.api, body)
+
     @property
     def url(self):
         return f"http://127.0.0.1:{self.server_port}/post"
@@ -72,7 +76,7 @@ class Handler(BaseHTTPRequestHandler):
             if step is None:
                 self.close_connection = True
                 return
-        status, headers, reply = step or (200, {}, good(server.api, body))
+        status, headers, reply = step or (200, {}, server.good(body))
         content = reply if isinstance(reply, bytes) else json.dumps(reply).encode()
         self.send_response(status)
         for name, value in headers.items():
@@ -80,6 +84,26 @@ class Handler(BaseHTTPRequestHandler):
         self.send_header("Content-Length", str(len(content)))
         self.end_headers()
         self.wfile.write(content)
+
+
+@contextmanager
+def starting(kind=Upstream):
+    """Give a function that starts the upstream of an api; all are ended with the context."""
+    started = []
+
+    def start(api):
+        server = kind(api)
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
+        thread.start()
+        started.append((server, thread))
+        return server
+
+    yield start
+    for server, thread in started:
+        server.release.set()
+        server.shutdown()
+        server.server_close()
+        thread.join()
 
 
 def samples(*answers):

@@ -14,7 +14,7 @@ from server.calibrator import calibrate
 from tests.server.backends.fake_upstream import FakeUpstream, Fault, listening
 from tests.server.backends.upstream_backend import HELLO, connected
 from tests.server.conftest import run_fake
-from tests.server.fakes import lexical_rewards
+from tests.server.fakes import Started, lexical_rewards
 
 pytestmark = pytest.mark.usefixtures("_quick_pauses")
 
@@ -52,22 +52,6 @@ async def test_palette_in_front_of_palette(tmp_path, settings):
     expected = body["palette"]["expected"]["words"]["level"]
     assert expected <= 7 + 1e-6
     assert abs(np.mean(lengths) - expected) < 5 * 5.0 / math.sqrt(150)
-
-
-class Started:
-    """A backend that is started already: nothing is probed again."""
-
-    def __init__(self, backend):
-        self._backend = backend
-
-    def __getattr__(self, name):
-        return getattr(self._backend, name)
-
-    async def start(self):
-        pass
-
-    async def close(self):
-        pass
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,6 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 import torch
-from numpy.testing import assert_allclose
 from safetensors.torch import save_file
 
 from server import embedded
@@ -148,13 +147,3 @@ async def collect(backend, messages=QUESTION, n=4, seed=0, top_logprobs=0, **sam
 def never_ending(n_tokens=900):
     """Return settings of answers that go on until they are long."""
     return SamplingSettings(max_tokens=n_tokens, logit_bias=((2, -100.0),))
-
-
-def same(left, right):
-    """Whether two lists of candidates agree up to rounding of their log-probabilities."""
-    for a, b in zip(left, right, strict=True):
-        assert (a.text, a.n_tokens, a.finish_reason) == (b.text, b.n_tokens, b.finish_reason)
-        assert_allclose(
-            [t.logprob for t in a.tokens], [t.logprob for t in b.tokens], rtol=0, atol=1e-4
-        )
-    return True

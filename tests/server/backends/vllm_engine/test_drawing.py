@@ -7,6 +7,7 @@ import asyncio
 import pytest
 
 from server.backends.base import SamplingSettings
+from tests.server.backends.hf_drawing import same
 from tests.server.backends.vllm_engine.conftest import (
     ENGINE,
     LONG,
@@ -15,7 +16,6 @@ from tests.server.backends.vllm_engine.conftest import (
     QUESTION,
     collect,
     never_ending,
-    same,
     until,
 )
 

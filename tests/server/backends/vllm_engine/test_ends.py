@@ -14,6 +14,7 @@ import pytest
 
 from server.backends.base import BackendUnavailableError, ModelLoadError
 from server.backends.vllm_engine import VllmEngineBackend
+from tests.server.backends.hf_drawing import same
 from tests.server.backends.vllm_engine.conftest import (
     ENGINE,
     MODEL,
@@ -22,7 +23,6 @@ from tests.server.backends.vllm_engine.conftest import (
     collect,
     is_alive,
     never_ending,
-    same,
     until,
 )
 

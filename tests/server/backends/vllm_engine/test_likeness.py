@@ -15,15 +15,8 @@ from transformers import AutoModelForCausalLM
 from server.backends.base import SamplingSettings
 from server.backends.hf_text import Detokenizer
 from server.scoring import sample_of
-from tests.server.backends.vllm_engine.conftest import (
-    ENGINE,
-    LONG,
-    MODEL,
-    OTHER,
-    QUESTION,
-    collect,
-    same,
-)
+from tests.server.backends.hf_drawing import same
+from tests.server.backends.vllm_engine.conftest import ENGINE, LONG, MODEL, OTHER, QUESTION, collect
 
 pytestmark = ENGINE
 

@@ -10,25 +10,9 @@ from server import embedded
 from server.app import running_app
 from server.settings import load_settings
 from tests.server.backends.vllm_engine.conftest import ENGINE, QUESTION, collect, until
-from tests.server.fakes import lexical_rewards
+from tests.server.fakes import Started, lexical_rewards
 
 pytestmark = ENGINE
-
-
-class Kept:
-    """A started backend that an app may start and close without consequence."""
-
-    def __init__(self, backend):
-        self._backend = backend
-
-    def __getattr__(self, name):
-        return getattr(self._backend, name)
-
-    async def start(self):
-        pass
-
-    async def close(self):
-        pass
 
 
 async def test_adapters_are_served_by_name_with_their_own_calibrations(
@@ -45,7 +29,7 @@ async def test_adapters_are_served_by_name_with_their_own_calibrations(
     body = {"messages": QUESTION, "seed": 3, "palette": palette}
     texts, ids = {}, {}
     async with running_app(
-        settings, backend=Kept(backend), rewards=lexical_rewards(tmp_path)
+        settings, backend=Started(backend), rewards=lexical_rewards(tmp_path)
     ) as app:
         context = app.state.context
         await until(lambda: context.progress["loud"].state in ("done", "failed"))
