@@ -13,7 +13,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from server.alignment import Served
+from server.alignment_stages import Served
 from server.draining import EXEMPT_PATHS
 from server.errors import reply_to
 from server.metrics import Metrics

@@ -4,28 +4,22 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
 import numpy as np
 
-from rewards import Message, RewardSuite
+from rewards import RewardSuite
 from server.admission import Admission
 from server.aligning import translated
-from server.backends.base import (
-    Backend,
-    Candidate,
-    Prompt,
-    SamplingSettings,
-    Tools,
-    UpstreamError,
-)
+from server.alignment_stages import Aligned, AlignmentRequest, Choice, Plan, Served, served_of
+from server.backends.base import Backend, Candidate, UpstreamError
 from server.calibration import Calibration, system_of
-from server.choosing import Group, choose, promise_for
+from server.choosing import choose, promise_for
 from server.deadline import wait_for
 from server.drawing import Draw
 from server.layers import Layers
 from server.leaving_out import dispensable, left_out, promise_without, without
-from server.promise import Promise, Promiser
+from server.promise import Promiser
 from server.reporting import (
     Outcome,
     calibration_report,
@@ -33,165 +27,9 @@ from server.reporting import (
     palette_report,
     timing_report,
 )
-from server.schemas import (
-    CalibrationReport,
-    PaletteOptions,
-    PaletteReport,
-    ProfileReport,
-    TimingReport,
-)
+from server.schemas import CalibrationReport, PaletteOptions
 from server.scoring import sample_of
 from server.shelf import Shelf
-
-
-@dataclass(frozen=True, slots=True)
-class AlignmentRequest:
-    """What a client wants, checked for form only.
-
-    Attributes
-    ----------
-    messages : tuple of Message
-        Nothing where `text` is to be continued.
-    sampling : SamplingSettings
-    n_choices : int
-        Different answers wanted.
-    seed : int
-        In [0, 2**63); the same request with the same seed gets the same answer.
-    palette : PaletteOptions or None
-        None: the base model's own answers, nothing scored, nothing chosen.
-    top_logprobs : int
-    wants_logprobs : bool
-        Whether the client is told the log-probabilities of its answers' tokens.
-    tools : Tools, optional
-    text : str or tuple of int, optional
-        A text, or its token ids, that the model continues without a chat template.
-    answer_id : str
-        The id of OpenAI's answer object, by which the client can speak of it later.
-    prompt_index : int
-        Which of the answer object's prompts this is.
-    """
-
-    messages: tuple[Message, ...]
-    sampling: SamplingSettings
-    n_choices: int
-    seed: int
-    palette: PaletteOptions | None = None
-    top_logprobs: int = 0
-    wants_logprobs: bool = False
-    tools: Tools | None = None
-    text: str | tuple[int, ...] | None = None
-    answer_id: str = ""
-    prompt_index: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """A request that has been checked: whatever can be refused without generating has been.
-
-    Attributes
-    ----------
-    request : AlignmentRequest
-        Its palette is the one that holds, with nothing left to look up.
-    promise : Promise or None
-        None without a palette, and with scope ``answer`` until the candidates are there.
-    calibration : Calibration or None
-        The one the promise was solved on, should a new one arrive meanwhile.
-    profile : ProfileReport or None
-        The one that the palette lies on.
-    """
-
-    request: AlignmentRequest
-    prompt: Prompt
-    n_candidates: int
-    promise: Promise | None
-    calibration: Calibration | None
-    started: float
-    profile: ProfileReport | None = None
-
-    def group(self, rewards: np.ndarray, *, is_lost: bool) -> Group:
-        """Return the scored candidates of this request, to choose among."""
-        request = self.request
-        return Group(
-            rewards, self.n_candidates, is_lost, request.n_choices, request.seed, self.calibration
-        )
-
-
-@dataclass(frozen=True, slots=True)
-class Aligned:
-    """The answers served, in order of choice, and what the client is told about them.
-
-    Attributes
-    ----------
-    chosen : tuple of Candidate
-        Empty when no candidate clears the palette's floors and it says to refuse.
-    n_prompt_tokens : int
-    spent_tokens : int
-        Tokens sampled for all candidates that came to their end.
-    """
-
-    prompt: Prompt
-    chosen: tuple[Candidate, ...]
-    n_prompt_tokens: int
-    spent_tokens: int
-    report: PaletteReport | None
-
-
-@dataclass(frozen=True, slots=True)
-class Served:
-    """What one answered request took and gave, for whoever observes.
-
-    `plan`, `candidates` and the report's `candidates_detail` hold texts, which must not be logged.
-
-    Attributes
-    ----------
-    model : str
-    plan : Plan
-    promise : Promise or None
-        The one kept, which a deadline may have made anew; None without a palette.
-    candidates : tuple of Candidate
-        Those that were chosen among.
-    rewards : ndarray, shape (n_candidates, n_values), or None
-        Of those; None without a palette. NaN where a value the palette can do without has none.
-    picks : ndarray of int
-        Positions in `candidates` of those served, in order; empty without a palette.
-    n_candidates, n_served : int
-    prompt_tokens, spent_tokens, served_tokens : int
-        Of the prompt, of all candidates, and of those served.
-    timing : TimingReport
-    report : PaletteReport or None
-        None without a palette.
-    group : Group or None
-        The rewards with all else that the choice depends on.
-    found : tuple of str
-        What is known against the promise kept.
-    """
-
-    model: str
-    plan: Plan
-    promise: Promise | None
-    candidates: tuple[Candidate, ...]
-    rewards: np.ndarray | None
-    picks: np.ndarray
-    n_candidates: int
-    n_served: int
-    prompt_tokens: int
-    spent_tokens: int
-    served_tokens: int
-    timing: TimingReport
-    report: PaletteReport | None
-    group: Group | None = None
-    found: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class _Choice:
-    """What was chosen under which promise; empty without a palette."""
-
-    promise: Promise | None = None
-    group: Group | None = None
-    found: tuple[str, ...] = ()
-    picks: np.ndarray = field(default_factory=lambda: np.empty(0, dtype=np.intp))
-
 
 Observer = Callable[[Served], None]
 Doubts = Callable[[Calibration], Iterable[str]]
@@ -291,7 +129,7 @@ class Aligner:
             When too many requests wait already.
         BackendError, RewardError, InfeasiblePaletteError
         """
-        options = plan.request.palette
+        model, options = self.backend.model_id, plan.request.palette
         reasons: dict[str, str] = {}  # why a value could not be scored
         queued = time.perf_counter()
         async with self.admission:
@@ -309,7 +147,9 @@ class Aligner:
         marks = (queued, begun, drawn.generated, scored)
         if options is None or rewards is None:
             timing = timing_report(plan.started, marks, 0.0)
-            return self._served(plan, drawn.finished, candidates, _Choice(), timing, None)
+            return self._answered(
+                served_of(model, plan, drawn.finished, candidates, Choice(), timing, None)
+            )
 
         promise = plan.promise
         measured, rewards = rewards, self._aligned(rewards, plan.calibration)
@@ -335,50 +175,16 @@ class Aligner:
             plan.profile,
             measures_of(self.rewards, measured, rewards, log_weights, picks),
         )
-        choice = _Choice(promise, group, tuple(warnings), picks)
-        return self._served(plan, drawn.finished, candidates, choice, timing, report)
+        choice = Choice(promise, group, tuple(warnings), picks)
+        return self._answered(
+            served_of(model, plan, drawn.finished, candidates, choice, timing, report)
+        )
 
-    def _served(
-        self,
-        plan: Plan,
-        finished: list[Candidate],
-        candidates: list[Candidate],
-        choice: _Choice,
-        timing: TimingReport,
-        report: PaletteReport | None,
-    ) -> Aligned:
-        """Return the answer, once the observers know of it; without a promise, all are it."""
-        chosen = [candidates[i] for i in choice.picks] if choice.promise else candidates
-        spent = sum(candidate.n_tokens for candidate in finished)
-        # Where only the upstream can count the prompt's tokens, the candidates have them.
-        n_prompt_tokens = len(plan.prompt.token_ids) or max(
-            (candidate.n_prompt_tokens or 0 for candidate in finished), default=0
-        )
-        group = choice.group
-        served = Served(
-            model=self.backend.model_id,
-            plan=plan,
-            promise=choice.promise,
-            candidates=tuple(candidates),
-            rewards=None if group is None else group.rewards,
-            picks=choice.picks,
-            n_candidates=len(finished),
-            n_served=len(chosen),
-            prompt_tokens=n_prompt_tokens,
-            spent_tokens=spent,
-            served_tokens=sum(candidate.n_tokens for candidate in chosen),
-            timing=timing,
-            report=report,
-            group=group,
-            found=choice.found,
-        )
+    def _answered(self, served: Served) -> Aligned:
+        """Return the answer, once the observers know of it."""
         for observe in self.observers:
             observe(served)
-        options = plan.request.palette
-        is_told = options is not None and options.report != "none"
-        return Aligned(
-            plan.prompt, tuple(chosen), n_prompt_tokens, spent, report if is_told else None
-        )
+        return served.answer()
 
     def _draw(self, plan: Plan, reasons: dict[str, str]) -> Draw:
         """Return the candidates of a plan, which are to be waited for.

@@ -13,7 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from server.alignment import Aligner, AlignmentRequest
+from server.alignment import Aligner
+from server.alignment_stages import AlignmentRequest
 from server.backends.base import ContextLengthError, PromptError, SamplingSettings
 from server.calibrator import Progress
 from server.prompts import Conversation

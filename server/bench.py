@@ -12,7 +12,8 @@ import numpy as np
 from rich.table import Table
 
 from server import embedded, terminal
-from server.alignment import Aligner, AlignmentRequest, Served
+from server.alignment import Aligner
+from server.alignment_stages import AlignmentRequest, Served
 from server.app import running_aligner
 from server.batch import seed_of
 from server.calibrator import Progress

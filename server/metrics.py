@@ -15,7 +15,8 @@ from prometheus_client import (
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from server.alignment import Aligner, Served
+from server.alignment import Aligner
+from server.alignment_stages import Served
 from server.draining import Drain
 
 # Seconds. A cached solve takes microseconds, a long answer minutes.

@@ -10,7 +10,7 @@ import threading
 from pathlib import Path
 from typing import BinaryIO
 
-from server.alignment import Served
+from server.alignment_stages import Served
 from server.prompts import parse_prompt
 
 logger = logging.getLogger(__name__)

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from server.alignment import Aligner, Served
+from server.alignment import Aligner
+from server.alignment_stages import Served
 from server.choosing import Group, choose, promise_for
 from server.promise import Promise, Promiser
 from server.schemas import PaletteOptions

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import importlib.util
+
 from server.backends.base import Backend
 from server.backends.hf_local import HfLocalBackend
 from server.backends.openai_remote import OpenAIRemoteBackend
-from server.backends.vllm_engine import VllmEngineBackend, is_vllm_usable
+from server.backends.vllm_engine import VllmEngineBackend
 from server.settings import Settings, SettingsError
 from server.threads import n_torch_threads
 
@@ -23,7 +25,7 @@ def make_backend(settings: Settings) -> Backend:
         kind = "hf_local"
         if settings.upstream_url is not None:
             kind = "openai_remote"
-        elif settings.device in ("auto", "cuda") and is_vllm_usable():
+        elif settings.device in ("auto", "cuda") and _is_vllm_usable():
             kind = "vllm_engine"
     if settings.engine_args and kind != "vllm_engine":
         msg = (
@@ -46,6 +48,15 @@ def make_backend(settings: Settings) -> Backend:
     if kind == "openai_remote":
         return _remote(settings)
     return _engine(settings) if kind == "vllm_engine" else _local(settings)
+
+
+def _is_vllm_usable() -> bool:
+    """Whether vLLM is installed and there is a GPU for it; loads torch, not vLLM."""
+    if importlib.util.find_spec("vllm") is None:
+        return False
+    import torch
+
+    return bool(torch.cuda.is_available())
 
 
 def _local(settings: Settings) -> Backend:

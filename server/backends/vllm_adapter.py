@@ -160,7 +160,7 @@ class VllmAdapter(Backend):
         top_logprobs: int = 0,
         wants_logprobs: bool = True,
     ) -> AsyncIterator[Candidate]:
-        return self._base.draw(
+        return self._base.generate(
             prompt,
             n_candidates,
             sampling,
@@ -178,7 +178,7 @@ class VllmAdapter(Backend):
     async def ask(
         self, sample: Sample, questions: Sequence[str], words: Sequence[Sequence[str]]
     ) -> NDArray[np.float64]:
-        return await self._base.ask_as(sample, questions, words, self._adapter)
+        return await self._base.ask(sample, questions, words, adapter=self._adapter)
 
     @override
     def health(self) -> dict[str, object]:

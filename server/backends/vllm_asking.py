@@ -3,14 +3,50 @@
 from __future__ import annotations
 
 import asyncio
-from collections import deque
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
-from typing import Any, Literal
+from collections.abc import Sequence
+from contextlib import aclosing
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-Kind = Literal["plain", "top", "asked"]
+from rewards import Sample
+from server.backends.asking import Asker
+from server.backends.vllm_process import Engine
+from server.backends.vllm_requests import Requests
+
+
+async def ask(
+    requests: Requests,
+    engine: Engine,
+    asker: Asker,
+    sample: Sample,
+    questions: Sequence[str],
+    words: Sequence[Sequence[str]],
+    lora: Any,
+) -> NDArray[np.float64]:
+    """Return what `Backend.ask` promises; `lora` is from `lora_request`, None for the model's own.
+
+    Raises
+    ------
+    BackendError
+    """
+    if sample.prompt_ids is None:
+        prompts = await asyncio.to_thread(asker.prompts, sample, questions)
+    else:
+        prompts = asker.prompts(sample, questions)
+    word_ids = asker.word_ids(words)
+    params = asking_params(word_ids)
+
+    async def ask_one(index: int, name: str) -> tuple[int, list[float]]:
+        output = await requests.output(engine, prompts[index], params, name, lora)
+        return index, answer_of(output, word_ids)
+
+    found = np.empty((len(questions), len(word_ids)))
+    async with aclosing(requests.each(engine, len(questions), ask_one)) as answers:
+        async for index, logprobs in answers:
+            found[index] = logprobs
+    return found
 
 
 def asking_params(word_ids: Sequence[Sequence[int]]) -> Any:
@@ -35,54 +71,3 @@ def answer_of(output: Any, word_ids: Sequence[Sequence[int]]) -> list[float]:
     # The token that was sampled stands first, and again where it was asked for.
     logprobs = dict(zip(found.token_ids, found.logprobs, strict=True))
     return [float(np.logaddexp.reduce([logprobs[one] for one in group])) for group in word_ids]
-
-
-def kind_of(params: Any) -> Kind:
-    """Return what a request reads of the distributions it samples from."""
-    if params.logprob_token_ids:
-        return "asked"
-    return "top" if params.logprobs else "plain"
-
-
-class TwoKinds:
-    """Requests of the kinds "top" and "asked" one after the other, never together.
-
-    In a batch with one that asks for given tokens, vLLM 0.32 reports those instead of the likeliest
-    of the others: their columns would hold minus infinity. First come, first served; none waits for
-    what waits for it, because every request ends by itself.
-    """
-
-    def __init__(self) -> None:
-        self._kind: Kind | None = None
-        self._n_running = 0
-        self._waiting: deque[tuple[Kind, asyncio.Future[None]]] = deque()
-
-    @asynccontextmanager
-    async def run(self, kind: Kind) -> AsyncIterator[None]:
-        """Wait until a request of this kind may run, and let it; "plain" ones always may."""
-        if kind == "plain":
-            yield
-            return
-        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._waiting.append((kind, turn))
-        self._admit()
-        try:
-            await turn
-            yield
-        finally:
-            if not turn.cancelled():
-                self._n_running -= 1
-            self._admit()
-
-    def _admit(self) -> None:
-        while self._waiting:
-            kind, turn = self._waiting[0]
-            if turn.cancelled():
-                self._waiting.popleft()
-                continue
-            if self._n_running and self._kind != kind:
-                return
-            self._waiting.popleft()
-            self._kind = kind
-            self._n_running += 1
-            turn.set_result(None)

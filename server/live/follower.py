@@ -10,7 +10,8 @@ from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from pathlib import Path
 
-from server.alignment import Aligner, Served
+from server.alignment import Aligner
+from server.alignment_stages import Served
 from server.calibration import Calibration
 from server.live.intake import Arrival, arrival_of, reason_against
 from server.live.track import Mode, Track

@@ -10,7 +10,7 @@ from typing import Literal
 
 import numpy as np
 
-from server.alignment import Plan, Served
+from server.alignment_stages import Plan, Served
 from server.calibration import Calibration, system_of
 from server.promise import Promise
 

@@ -6,7 +6,7 @@ import uuid
 from collections.abc import Sequence
 from typing import Any
 
-from server.alignment import Aligned
+from server.alignment_stages import Aligned
 from server.backends.base import Candidate, TokenLogprob
 from server.openai_answers import (
     AssistantMessage,

@@ -13,7 +13,8 @@ from typing import Any
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
 
-from server.alignment import Aligned, Aligner, AlignmentRequest, Plan
+from server.alignment import Aligner
+from server.alignment_stages import Aligned, AlignmentRequest, Plan
 from server.backends.base import Candidate, ContextLengthError, PromptError
 from server.openai_answers import Completion, TextChoice, TextLogprobs
 from server.openai_requests import CompletionRequest

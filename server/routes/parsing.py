@@ -9,7 +9,7 @@ from typing import TypeVar
 
 from fastapi.exceptions import RequestValidationError
 
-from server.alignment import AlignmentRequest
+from server.alignment_stages import AlignmentRequest
 from server.backends.base import Backend, Feature, SamplingSettings, Tools
 from server.messages import JsonObjectFormat, JsonSchemaFormat, NamedToolChoice
 from server.openai_requests import ChatCompletionRequest, CompletionRequest, SamplingRequest

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import json
+import os
 import signal
 import tempfile
 from collections.abc import AsyncIterator
@@ -18,13 +20,18 @@ import pytest
 from fastapi import FastAPI
 
 from rewards import Message, RewardSuite
+from server.alignment import Aligner
 from server.app import running_app
 from server.backends.base import SamplingSettings
 from server.calibration import Calibration
 from server.calibrator import calibrate
 from server.routes.context import Context
-from server.settings import Settings, load_settings
-from tests.server.fakes import FakeBackend, lexical_rewards
+from server.settings import PREFIX, Settings, load_settings
+from tests.server.fakes import EVERYTHING, LEXICAL_REWARDS, FakeBackend, lexical_rewards
+from tests.server.questions import Slow
+
+# Checks in there, too, tell the values when they fail.
+pytest.register_assert_rewrite("tests.server.commands", "tests.server.profile_calls")
 
 # The jobs that a shell starts in the background ignore Ctrl-C, and so would the commands that tests
 # start, which are to be stopped by it.
@@ -50,6 +57,28 @@ class Running:
 
 def chat_body(**fields: Any) -> dict[str, Any]:
     return {"model": "fake", "messages": [{"role": "user", "content": "Tell me more."}], **fields}
+
+
+def events(reply: httpx.Response) -> list[dict[str, Any]]:
+    """Return the data of a stream's events; it has come to its end."""
+    lines = [line for line in reply.text.split("\n\n") if line.startswith("data: ")]
+    assert lines[-1] == "data: [DONE]"
+    return [json.loads(line[6:]) for line in lines[:-1]]
+
+
+def failed(reply: httpx.Response, status: int, code: str, param: str | None = None) -> str:
+    """Return the message of an error; it is the one that is expected."""
+    error = reply.json()["error"]
+    assert (reply.status_code, error["code"], error["param"]) == (status, code, param), error
+    return str(error["message"])
+
+
+@pytest.fixture
+def _clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Take away what the environment sets, and keep what a command stores out of the home."""
+    for name in [name for name in os.environ if name.startswith(PREFIX)]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("PALETTE_STATE_DIR", str(tmp_path / "state"))
 
 
 @pytest.fixture
@@ -107,3 +136,24 @@ async def run_fake(
 async def running(tmp_path: Path, settings: Settings) -> AsyncIterator[Running]:
     async with run_fake(tmp_path, settings) as found:
         yield found
+
+
+@pytest.fixture
+async def able(tmp_path: Path, settings: Settings) -> AsyncIterator[Running]:
+    """The app with a backend that has every feature."""
+    async with run_fake(tmp_path, settings, FakeBackend(features=EVERYTHING)) as found:
+        yield found
+
+
+@pytest.fixture
+def rewards_file(tmp_path: Path) -> Path:
+    path = tmp_path / "rewards.yaml"
+    path.write_text(LEXICAL_REWARDS)
+    return path
+
+
+@pytest.fixture
+async def aligner(tmp_path: Path, settings: Settings) -> AsyncIterator[Aligner]:
+    """The aligner of an app whose backend gives the loop a turn before every candidate."""
+    async with run_fake(tmp_path, settings, Slow()) as found:
+        yield found.context.aligner

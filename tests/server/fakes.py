@@ -164,6 +164,22 @@ class FakeBackend(Backend):
         return {"state": "ok" if self.is_up else "stopped"}
 
 
+class Started:
+    """A backend that is started already, and that an app starts and closes without consequence."""
+
+    def __init__(self, backend: Backend) -> None:
+        self._backend = backend
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._backend, name)
+
+    async def start(self) -> None:
+        pass
+
+    async def close(self) -> None:
+        pass
+
+
 def _candidate(seed: int, index: int, max_tokens: int, top_logprobs: int) -> Candidate:
     rng = np.random.default_rng([seed, index])
     n_words = int(rng.integers(1, 21))

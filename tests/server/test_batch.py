@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import json
 
 import numpy as np
 import pytest
 
-from rewards import Message
 from server.backends.base import BackendError, PromptError, SamplingSettings
 from server.batch import OutputError, answered, generate_file
 from server.promise import InfeasiblePaletteError
@@ -16,41 +14,18 @@ from server.schemas import PaletteOptions
 from solver import UnknownValueError
 from tests.server.conftest import run_fake
 from tests.server.fakes import FakeBackend
+from tests.server.questions import Breaks, prompts_of, questions, records, stopped_after
 from tests.server.waiting import until
 
 SHORT = PaletteOptions(targets={"words": {"at_most": 8.0}}, candidates=4)
 
 
-def prompts_of(*texts):
-    return [(Message(role="user", content=text),) for text in texts]
-
-
-PROMPTS = prompts_of(*(f"Question {i}" for i in range(12)))
-
-
-class Slow(FakeBackend):
-    """Gives the loop a turn before every candidate: a run can be stopped between any two."""
-
-    async def generate(self, *arguments, **options):
-        async for candidate in super().generate(*arguments, **options):
-            await asyncio.sleep(0)
-            yield candidate
-
-
-@pytest.fixture
-async def aligner(tmp_path, settings):
-    async with run_fake(tmp_path, settings, Slow()) as running:
-        yield running.context.aligner
+PROMPTS = questions(12)
 
 
 async def run(aligner, out, prompts=PROMPTS, **options):
     options = {"palette": SHORT, "sampling": SamplingSettings(), "concurrency": 3} | options
     return await generate_file(aligner, prompts, out, **options)
-
-
-def records(path):
-    lines = [json.loads(line) for line in path.read_text().splitlines()]
-    return sorted(lines, key=lambda record: record["index"])
 
 
 def answers(path):
@@ -105,17 +80,6 @@ async def test_seeds_differ(aligner, tmp_path):
 
 
 # stopped and continued
-
-
-async def stopped_after(n_turns, work):
-    """Run `work` for so many turns of the loop, then cancel it; return whether it ended first."""
-    task = asyncio.ensure_future(work)
-    for _ in range(n_turns):
-        await asyncio.sleep(0)
-        if task.done():
-            break
-    task.cancel()
-    return not isinstance((await asyncio.gather(task, return_exceptions=True))[0], BaseException)
 
 
 async def test_stopped_at_arbitrary_moments_and_continued(aligner, tmp_path):
@@ -282,15 +246,6 @@ async def test_answer_that_no_floor_lets_through_is_no_refused_prompt(aligner, t
 
 
 async def test_failure_ends_the_run_and_keeps_what_was_answered(tmp_path, settings):
-    class Breaks(FakeBackend):
-        breaks = True
-
-        async def generate(self, prompt, *arguments, **options):
-            if self.breaks and prompt.messages[0]["content"] == "Question 6":
-                raise BackendError("broke")
-            async for candidate in super().generate(prompt, *arguments, **options):
-                yield candidate
-
     backend, out = Breaks(), tmp_path / "out.jsonl"
     async with run_fake(tmp_path, settings, backend) as running:
         aligner = running.context.aligner

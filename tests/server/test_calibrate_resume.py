@@ -6,7 +6,6 @@ import asyncio
 import json
 import os
 import random
-from contextlib import asynccontextmanager
 
 import numpy as np
 import pytest
@@ -18,21 +17,14 @@ from server.calibration import CalibrationError, folder_of, load_calibration
 from server.journal import open_journal, partial_path
 from tests.server.calibrating_process import N_PROMPTS, make, nursery
 from tests.server.conftest import run_fake
-from tests.server.fakes import FakeBackend, lexical_rewards
+from tests.server.fakes import FakeBackend
+from tests.server.questions import questions, started
 from tests.server.waiting import until
 
-PROMPTS = [(Message(role="user", content=f"Question {i}"),) for i in range(20)]
+PROMPTS = questions(20)
 PALETTE = {"targets": {"words": {"gain": 0.2}}, "candidates": 4}
 # `KILLS=200 pytest ...` for a long run.
 KILLS = int(os.environ.get("KILLS", "10"))
-
-
-@asynccontextmanager
-async def started(folder, backend=None):
-    backend = backend or FakeBackend()
-    await backend.start()
-    async with lexical_rewards(folder) as rewards:
-        yield backend, rewards
 
 
 async def run(backend, rewards, folder, prompts=PROMPTS, **options):

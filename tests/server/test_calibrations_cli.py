@@ -7,18 +7,14 @@ import os
 
 import numpy as np
 import pytest
-from typer.testing import CliRunner
 
 from server import embedded
 from server.calibration import Calibration, folder_of, load_calibration
-from server.cli import app
 from server.journal import FORMAT
-from server.settings import PREFIX
 from solver import PilotSet
+from tests.server.commands import BAD_USAGE, DONE, FAILED, palette
 from tests.server.conftest import fake_calibration
 from tests.server.fakes import LEXICAL_REWARDS
-
-DONE, FAILED, BAD_USAGE = 0, 1, 2
 
 
 def made(seed=0, n_prompts=16, n_candidates=4, **info):
@@ -29,11 +25,8 @@ def made(seed=0, n_prompts=16, n_candidates=4, **info):
 
 
 @pytest.fixture(autouse=True)
-def kept(monkeypatch, tmp_path):
+def kept(monkeypatch, tmp_path, _clean_environment):
     """Return the folder of kept calibrations, with two in it; nothing ships."""
-    for name in [name for name in os.environ if name.startswith(PREFIX)]:
-        monkeypatch.delenv(name)
-    monkeypatch.setenv("PALETTE_STATE_DIR", str(tmp_path / "state"))
     monkeypatch.setattr(embedded, "CALIBRATION", tmp_path / "nothing.npz")
     folder = folder_of(tmp_path / "state")
     made(1).save(folder / "one.npz")
@@ -41,17 +34,12 @@ def kept(monkeypatch, tmp_path):
     return folder
 
 
-def palette(*arguments, stdin=None):
-    result = CliRunner().invoke(
-        app, ["calibrations", *map(str, arguments)], input=stdin, env={"COLUMNS": "300"}
-    )
-    if result.exception is not None and not isinstance(result.exception, SystemExit):
-        raise result.exception
-    return result
+def calibrations(*arguments, stdin=None):
+    return palette("calibrations", *arguments, stdin=stdin)
 
 
 def listed():
-    told = palette("list", "--json")
+    told = calibrations("list", "--json")
     assert told.exit_code == DONE
     return json.loads(told.stdout)
 
@@ -77,10 +65,10 @@ def content(kept):
 
 
 def test_help():
-    told = palette("--help")
+    told = calibrations("--help")
     for name in ("list", "show", "verify", "delete", "export", "import"):
         assert f" {name} " in told.stdout
-        each = palette(name, "--help").stdout
+        each = calibrations(name, "--help").stdout
         assert f"palette calibrations {name}" in each.split("Example")[1]
 
 
@@ -103,7 +91,7 @@ def test_list(kept):
     assert found["unfinished"] == [
         {"file": str(kept / "three.npz.partial"), "done": 1, "prompts": 40}
     ]
-    table = palette("list")
+    table = calibrations("list")
     assert table.exit_code == DONE
     for word in (made(1).id, "support", "16 x 4", "T 0.7", "512 tokens"):
         assert word in table.stdout
@@ -125,7 +113,7 @@ def test_list(kept):
 def test_list_says_which_system_prompts(kept, systems, told):
     (kept / "two.npz").unlink()
     made(1, systems=systems).save(kept / "one.npz")
-    assert f" {told} " in palette("list").stdout
+    assert f" {told} " in calibrations("list").stdout
 
 
 def test_list_of_nothing(kept):
@@ -138,7 +126,7 @@ def test_list_of_nothing(kept):
 def test_shipped_one_is_listed_and_stays(kept, tmp_path):
     made(3).save(embedded.CALIBRATION)
     assert listed()["calibrations"][-1]["source"] == "shipped"
-    failed(palette("delete", made(3).id, "--yes"), FAILED, "ships with Palette")
+    failed(calibrations("delete", made(3).id, "--yes"), FAILED, "ships with Palette")
     assert embedded.CALIBRATION.exists()
 
 
@@ -149,40 +137,40 @@ def test_show(kept, reference):
         "id": one.id, "id begins": one.id[:4], "name": "support", "file": "two.npz",
         "path": kept / "two.npz",
     }[reference]  # fmt: skip
-    record = json.loads(palette("show", given, "--json").stdout)
+    record = json.loads(calibrations("show", given, "--json").stdout)
     assert record["id"] == one.id
     assert record["temperature"] == 0.7
     assert record["base"]["words"] == pytest.approx(one.pilot.base[0])
-    told = palette("show", given)
+    told = calibrations("show", given)
     assert f"id: {one.id}" in told.stdout
     assert 'systems: {"none": 16}' in told.stdout
 
 
 def test_reference_that_means_none_or_several(kept):
-    failed(palette("show", "nothing"), BAD_USAGE, "nothing", made(1).id, made(2).id)
-    failed(palette("show", made(1).id[:3]), BAD_USAGE)
+    failed(calibrations("show", "nothing"), BAD_USAGE, "nothing", made(1).id, made(2).id)
+    failed(calibrations("show", made(1).id[:3]), BAD_USAGE)
     made(3, name="support").save(kept / "three.npz")
-    failed(palette("show", "support"), BAD_USAGE, "more than one", made(2).id, made(3).id)
+    failed(calibrations("show", "support"), BAD_USAGE, "more than one", made(2).id, made(3).id)
     damage(kept)
-    failed(palette("show", "torn.npz"), BAD_USAGE, "torn.npz", "damaged")
+    failed(calibrations("show", "torn.npz"), BAD_USAGE, "torn.npz", "damaged")
 
 
 # verify
 
 
 def test_verify():
-    told = palette("verify", "--json")
+    told = calibrations("verify", "--json")
     assert told.exit_code == DONE
     assert [one["problems"] for one in json.loads(told.stdout)] == [[], []]
-    assert palette("verify").stdout.count("; whole") == 2
+    assert calibrations("verify").stdout.count("; whole") == 2
 
 
 def test_verify_tells_what_is_damaged(kept):
     damage(kept)
-    told = palette("verify", "--json")
+    told = calibrations("verify", "--json")
     assert told.exit_code == FAILED
     assert [bool(one["problems"]) for one in json.loads(told.stdout)] == [False, False, True]
-    assert palette("verify", "support").exit_code == DONE
+    assert calibrations("verify", "support").exit_code == DONE
 
 
 @pytest.mark.parametrize(
@@ -196,7 +184,7 @@ def test_verify_tells_what_is_damaged(kept):
 )
 def test_verify_finds_what_cannot_be(kept, one, told):
     one.save(kept / "three.npz")
-    result = palette("verify", one.id, "--json")
+    result = calibrations("verify", one.id, "--json")
     assert result.exit_code == FAILED
     (checked,) = json.loads(result.stdout)
     assert len(checked["problems"]) == 1
@@ -205,7 +193,7 @@ def test_verify_finds_what_cannot_be(kept, one, told):
 
 def test_verify_tells_how_many_prompts_were_left_out(kept):
     made(3, n_given=20).save(kept / "three.npz")
-    result = palette("verify", "three.npz")
+    result = calibrations("verify", "three.npz")
     assert result.exit_code == DONE
     assert "4 of the prompts given were left out" in result.stdout
 
@@ -219,7 +207,7 @@ def test_verify_fit_of_what_is_in_use(kept, tmp_path):
     for path in embedded.CHAT_MODEL.iterdir():
         (model / path.name).write_bytes(path.read_bytes())
     options = ("--in-use", "--model", model, "--rewards", rewards, "--json")
-    told = palette("verify", *options)
+    told = calibrations("verify", *options)
     assert told.exit_code == FAILED  # none was made with this model
     assert [(one["fits_model"], one["fits_rewards"]) for one in json.loads(told.stdout)] == [
         (False, True),
@@ -229,12 +217,12 @@ def test_verify_fit_of_what_is_in_use(kept, tmp_path):
 
     ours = fingerprint_of(str(model), model, None)
     made(3, model_fingerprint=ours).save(kept / "three.npz")
-    told = palette("verify", *options)
+    told = calibrations("verify", *options)
     assert told.exit_code == DONE
     assert [one["fits_model"] for one in json.loads(told.stdout)] == [False, True, False]
-    assert "NOT made with the model in use" in palette("verify", *options[:-1]).stdout
+    assert "NOT made with the model in use" in calibrations("verify", *options[:-1]).stdout
     (model / "config.json").unlink()
-    failed(palette("verify", *options), FAILED, "config.json")
+    failed(calibrations("verify", *options), FAILED, "config.json")
 
 
 # delete
@@ -242,22 +230,22 @@ def test_verify_fit_of_what_is_in_use(kept, tmp_path):
 
 def test_delete(kept):
     (kept / "two.npz.partial").write_text("")
-    told = palette("delete", "support", "--yes")
+    told = calibrations("delete", "support", "--yes")
     assert told.exit_code == DONE
     assert os.listdir(kept) == ["one.npz"]
-    failed(palette("delete", "support", "--yes"), BAD_USAGE, "support")
+    failed(calibrations("delete", "support", "--yes"), BAD_USAGE, "support")
 
 
 @pytest.mark.parametrize(("answer", "code", "n_left"), [("y\n", DONE, 1), ("n\n", FAILED, 2)])
 def test_delete_asks(kept, answer, code, n_left):
-    told = palette("delete", "support", stdin=answer)
+    told = calibrations("delete", "support", stdin=answer)
     assert told.exit_code == code
     assert str(kept / "two.npz") in told.stderr
     assert len(os.listdir(kept)) == n_left
 
 
 def test_delete_without_an_answer_deletes_nothing(kept):
-    assert palette("delete", "support", stdin="").exit_code != DONE
+    assert calibrations("delete", "support", stdin="").exit_code != DONE
     assert len(os.listdir(kept)) == 2
 
 
@@ -265,15 +253,15 @@ def test_delete_without_an_answer_deletes_nothing(kept):
 
 
 def test_there_and_back(kept, tmp_path):
-    told = palette("export", "support", tmp_path / "out" / "mine.npz")
+    told = calibrations("export", "support", tmp_path / "out" / "mine.npz")
     assert told.exit_code == DONE
     before = content(kept)
-    again = palette("import", tmp_path / "out" / "mine.npz")
+    again = calibrations("import", tmp_path / "out" / "mine.npz")
     assert again.exit_code == DONE
     assert "is there already" in again.stderr
     assert content(kept) == before
     (kept / "two.npz").unlink()
-    assert palette("import", tmp_path / "out" / "mine.npz").exit_code == DONE
+    assert calibrations("import", tmp_path / "out" / "mine.npz").exit_code == DONE
     back = next(one for one in listed()["calibrations"] if one["name"] == "support")
     assert load_calibration(tmp_path / "out" / "mine.npz").info.name == "support"
     assert (
@@ -285,12 +273,12 @@ def test_there_and_back(kept, tmp_path):
 def test_export_overwrites_nothing(kept, tmp_path):
     target = tmp_path / "mine.npz"
     target.write_text("precious")
-    failed(palette("export", "support", target), FAILED, "exists")
+    failed(calibrations("export", "support", target), FAILED, "exists")
     assert target.read_text() == "precious"
-    assert palette("export", "support", tmp_path).exit_code == DONE
+    assert calibrations("export", "support", tmp_path).exit_code == DONE
     assert load_calibration(tmp_path / "support.npz").id == made(2).id
-    failed(palette("export", "support", tmp_path), FAILED, "exists")
-    assert palette("export", made(1).id, tmp_path).exit_code == DONE
+    failed(calibrations("export", "support", tmp_path), FAILED, "exists")
+    assert calibrations("export", made(1).id, tmp_path).exit_code == DONE
     assert (tmp_path / f"{made(1).id}.npz").exists()
 
 
@@ -298,7 +286,7 @@ def test_import_overwrites_nothing(kept, tmp_path):
     """Of the same model with the same rewards, and under the same name: still another one."""
     for seed in (3, 4, 5):
         made(seed, name="support").save(tmp_path / "mine.npz")
-        assert palette("import", tmp_path / "mine.npz").exit_code == DONE
+        assert calibrations("import", tmp_path / "mine.npz").exit_code == DONE
     assert len(listed()["calibrations"]) == 5
 
 
@@ -313,5 +301,5 @@ def test_import_checks_first(kept, tmp_path, problem):
     elif problem == "foreign":
         path.write_text("hello")
     before = content(kept)
-    failed(palette("import", path), FAILED, "mine.npz")
+    failed(calibrations("import", path), FAILED, "mine.npz")
     assert content(kept) == before

@@ -4,36 +4,24 @@ from __future__ import annotations
 
 import asyncio
 import json
-from contextlib import asynccontextmanager
 
 import numpy as np
 import pytest
 
-from rewards import Message, RewardError, ScoringError
+from rewards import RewardError, ScoringError
 from server import embedded
 from server.backends.base import BackendError, PromptError, SamplingSettings
 from server.calibration import CalibrationError, folder_of, load_calibration
 from server.calibrator import FEWEST_PROMPTS, calibrate
 from tests.server.conftest import run_fake
-from tests.server.fakes import FakeBackend, lexical_rewards
+from tests.server.fakes import FakeBackend
+from tests.server.questions import prompts_of, questions, started
 from tests.server.waiting import until
 
 SHORT = {"targets": {"words": {"at_most": 8.0}}, "candidates": 4}
 
 
-def prompts_of(*texts):
-    return [(Message(role="user", content=text),) for text in texts]
-
-
-PROMPTS = prompts_of(*(f"Question {i}" for i in range(20)))
-
-
-@asynccontextmanager
-async def started(folder, backend=None):
-    backend = backend or FakeBackend()
-    await backend.start()
-    async with lexical_rewards(folder) as rewards:
-        yield backend, rewards
+PROMPTS = questions(20)
 
 
 async def run(backend, rewards, prompts=PROMPTS, **options):

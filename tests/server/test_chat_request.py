@@ -10,7 +10,7 @@ from rewards import Message
 from server.backends.base import Candidate, Prompt, TokenLogprob, ToolCall
 from server.scoring import plain, sample_of
 from tests.server.conftest import run_fake
-from tests.server.fakes import EVERYTHING, THOUGHT, FakeBackend
+from tests.server.fakes import THOUGHT, FakeBackend
 
 SHORT = {"targets": {"words": {"at_most": 8.0}}, "candidates": 16}
 TOOL = {
@@ -32,12 +32,6 @@ DIALOGUE = [
     {"role": "assistant", "content": [{"type": "refusal", "refusal": "No."}]},
     {"role": "user", "content": "Go on."},
 ]  # fmt: skip
-
-
-@pytest.fixture
-async def able(tmp_path, settings):
-    async with run_fake(tmp_path, settings, FakeBackend(features=EVERYTHING)) as found:
-        yield found
 
 
 async def asked(running, **body):

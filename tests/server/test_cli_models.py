@@ -18,13 +18,10 @@ from pathlib import Path
 
 import httpx
 import pytest
-from typer.testing import CliRunner
 
 from server import embedded
 from server.calibration import load_calibration, system_of
-from server.cli import app
-from server.settings import PREFIX
-from tests.server.fakes import LEXICAL_REWARDS
+from tests.server.commands import palette
 
 MESSAGES = [{"role": "user", "content": "What can I cook with rice?"}]
 PALETTE = json.dumps({"targets": {"words": {"gain": 0.3}}, "candidates": 4})
@@ -35,23 +32,10 @@ PATIENCE_S = 240
 
 
 @pytest.fixture(autouse=True)
-def _environment(monkeypatch, tmp_path):
-    for name in [name for name in os.environ if name.startswith(PREFIX)]:
-        monkeypatch.delenv(name)
-    rewards = tmp_path / "rewards.yaml"
-    rewards.write_text(LEXICAL_REWARDS)
-    monkeypatch.setenv("PALETTE_STATE_DIR", str(tmp_path / "state"))
-    monkeypatch.setenv("PALETTE_REWARDS", str(rewards))
+def _environment(monkeypatch, _clean_environment, rewards_file):
+    monkeypatch.setenv("PALETTE_REWARDS", str(rewards_file))
     monkeypatch.setenv("PALETTE_MAX_TOKENS", "16")
     monkeypatch.setenv("PALETTE_TORCH_THREADS", "1")
-
-
-def palette(*arguments):
-    """Run the command in this process; whatever it raises is a bug, not an exit code."""
-    result = CliRunner().invoke(app, [str(part) for part in arguments])
-    if result.exception is not None and not isinstance(result.exception, SystemExit):
-        raise result.exception
-    return result
 
 
 def start(*arguments):

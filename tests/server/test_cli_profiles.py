@@ -7,17 +7,11 @@ import json
 import pytest
 
 from server.profiles import FILE, Profiles
+from tests.server.commands import BAD_USAGE, DONE, FAILED, one_line, palette
 from tests.server.conftest import run_fake
 from tests.server.fakes import LEXICAL_REWARDS
-from tests.server.test_cli import (  # noqa: F401  # a fixture
-    BAD_USAGE,
-    DONE,
-    FAILED,
-    _clean_environment,
-    one_line,
-    palette,
-)
 
+pytestmark = pytest.mark.usefixtures("_clean_environment")
 BRIEF = {"targets": {"words": {"at_most": 40}}}
 
 

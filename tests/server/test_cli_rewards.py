@@ -5,9 +5,8 @@ from __future__ import annotations
 import json
 
 import pytest
-from typer.testing import CliRunner
 
-from server.cli import app
+from tests.server.commands import palette
 
 SOUND = """\
 version: 1
@@ -21,11 +20,7 @@ values:
 
 
 def check(*arguments):
-    """Run the command in this process; whatever it raises is a bug, not an exit code."""
-    result = CliRunner().invoke(app, ["rewards", "check", *map(str, arguments)])
-    if result.exception is not None and not isinstance(result.exception, SystemExit):
-        raise result.exception
-    return result
+    return palette("rewards", "check", *arguments)
 
 
 @pytest.fixture
@@ -89,7 +84,7 @@ def test_a_device_that_is_not_there(file):
 
 
 def test_help():
-    told = CliRunner().invoke(app, ["rewards", "check", "--help"])
+    told = palette("rewards", "check", "--help")
     assert told.exit_code == 0
     assert "palette rewards check " in told.stdout
-    assert "rewards" in CliRunner().invoke(app, ["--help"]).stdout
+    assert "rewards" in palette("--help").stdout

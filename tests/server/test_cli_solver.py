@@ -18,7 +18,7 @@ from solver import (
     solve,
     spread,
 )
-from tests.server.test_cli import BAD_USAGE, DONE, INFEASIBLE, one_line, palette
+from tests.server.commands import BAD_USAGE, DONE, INFEASIBLE, one_line, palette
 from tests.solver.problems import gaussian_pilot
 
 

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import json
 
 import pytest
 
 from rewards import Message
 from server.routes import completions
-from tests.server.conftest import run_fake
+from tests.server.conftest import events, run_fake
 from tests.server.fakes import EVERYTHING, FakeBackend
 from tests.server.waiting import until
 
@@ -36,12 +35,6 @@ async def completed(running, prompt="Tell me more.", **fields):
     reply = await complete(running, prompt, **fields)
     assert reply.status_code == 200, reply.text
     return reply.json()
-
-
-def events(reply):
-    lines = [line for line in reply.text.split("\n\n") if line.startswith("data: ")]
-    assert lines[-1] == "data: [DONE]"
-    return [json.loads(line[6:]) for line in lines[:-1]]
 
 
 async def test_a_text_is_continued_without_a_template(running):

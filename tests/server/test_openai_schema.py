@@ -15,7 +15,7 @@ from pydantic import BaseModel
 
 from server.openai_requests import ChatCompletionRequest, CompletionRequest
 from server.routes import completions
-from tests.server.conftest import chat_body, run_fake
+from tests.server.conftest import chat_body, events, run_fake
 from tests.server.fakes import EVERYTHING, FakeBackend
 
 # What is ours in an answer, and vLLM's name for thinking.
@@ -241,12 +241,6 @@ async def test_text_completion(running, body):
             # The published type has no null, and every chunk but a choice's last one has it.
             choice["finish_reason"] = choice["finish_reason"] or "stop"
         strict(Completion, chunk)
-
-
-def events(reply):
-    lines = [line for line in reply.text.split("\n\n") if line.startswith("data: ")]
-    assert lines[-1] == "data: [DONE]"
-    return [json.loads(line[6:]) for line in lines[:-1]]
 
 
 async def test_models(running):

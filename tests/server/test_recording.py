@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from server.alignment import AlignmentRequest
+from server.alignment_stages import AlignmentRequest
 from server.backends.base import SamplingSettings, Tools
 from server.prompts import read_prompts
 from server.recording import PromptRecorder

@@ -10,7 +10,7 @@ import pytest
 from server import replay as replays_of
 from server.calibration import Calibration
 from solver import PilotSet
-from tests.server.conftest import fake_calibration, run_fake
+from tests.server.conftest import failed, fake_calibration, run_fake
 from tests.server.fakes import EVERYTHING, FakeBackend
 
 SHORT = {"targets": {"words": {"at_most": 8.0}}, "candidates": 16}
@@ -55,12 +55,6 @@ async def report_of(running, body, palette, **fields):
     reply = await replayed(running, body, palette, **fields)
     assert reply.status_code == 200, reply.text
     return reply.json()
-
-
-def failed(reply, status, code, param=None):
-    error = reply.json()["error"]
-    assert (reply.status_code, error["code"], error["param"]) == (status, code, param), error
-    return error["message"]
 
 
 def same(report, served, texts=None):

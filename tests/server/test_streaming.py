@@ -11,24 +11,12 @@ import pytest
 from server.backends.base import BackendError, Candidate, TokenLogprob
 from server.routes.chat_answer import pieces
 from server.streaming import stream, streamed
-from tests.server.conftest import run_fake
-from tests.server.fakes import EVERYTHING, THOUGHT, FakeBackend
+from tests.server.conftest import events, run_fake
+from tests.server.fakes import THOUGHT, FakeBackend
 from tests.server.waiting import until
 
 SHORT = {"targets": {"words": {"at_most": 8.0}}, "candidates": 16}
 TOOL = {"type": "function", "function": {"name": "find"}}
-
-
-@pytest.fixture
-async def able(tmp_path, settings):
-    async with run_fake(tmp_path, settings, FakeBackend(features=EVERYTHING)) as found:
-        yield found
-
-
-def events(reply):
-    lines = [line for line in reply.text.split("\n\n") if line.startswith("data: ")]
-    assert lines[-1] == "data: [DONE]"
-    return [json.loads(line[6:]) for line in lines[:-1]]
 
 
 def put_together(chunks):

@@ -1,3 +1,5 @@
+"""Curves of two values against each other: the limit, its shape, and cases that are known."""
+
 import json
 import math
 
@@ -5,100 +7,11 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy import optimize, sparse
 
-from solver import Palette, PaletteError, PilotSet, Status, UnknownValueError, solve
+from solver import Palette, PaletteError, PilotSet, Status, UnknownValueError
 from solver.frontiers import frontier
-from tests.solver.problems import at_least, gaussian_pilot, names
-
-N = 8
-PAIR = ("v0", "v1")
-
-
-def explicit_most(rewards, column, bounds, allowed=None):
-    """Most of one value by a plain LP, and the duals of the bounds (column, sign, level).
-
-    One variable for every candidate; groups without an allowed candidate must not be given.
-    """
-    n_groups, n, m = rewards.shape
-    flat = rewards.reshape(-1, m) / n_groups
-    ceiling = np.ones(len(flat)) if allowed is None else allowed.reshape(-1).astype(float)
-    result = optimize.linprog(
-        -flat[:, column],
-        A_ub=np.array([-sign * flat[:, c] for c, sign, _ in bounds]) if bounds else None,
-        b_ub=[-sign * level for _, sign, level in bounds] if bounds else None,
-        A_eq=sparse.kron(sparse.eye(n_groups), np.ones((1, n))),
-        b_eq=np.ones(n_groups),
-        bounds=[(0.0, top) for top in ceiling],
-        method="highs",
-        options={"primal_feasibility_tolerance": 1e-10, "dual_feasibility_tolerance": 1e-10},
-    )
-    assert result.success, result.message
-    return -result.fun, -result.ineqlin.marginals if bounds else np.zeros(0)
-
-
-def served(rewards, multipliers):
-    """Expected levels and KL of the softmax choice, written the plain way."""
-    score = rewards @ multipliers
-    weights = np.exp(score - score.max(axis=1, keepdims=True))
-    weights /= weights.sum(axis=1, keepdims=True)
-    logs = np.log(np.maximum(weights, 1e-300) * rewards.shape[1])
-    return np.einsum("gn,gnm->m", weights, rewards) / len(rewards), float(
-        (weights * logs).sum(axis=1).mean()
-    )
-
-
-def curve_of(found):
-    return np.array([[point.limit[name] for name in found.values] for point in found.points])
-
-
-def check_served(found, pilot):
-    """Every palette offered is optimal and met, with nothing lost of the curve but a little."""
-    for point in found.points:
-        solution = point.solution
-        assert solution.status is Status.OPTIMAL
-        assert solution.kkt_residual <= 1e-8
-        again = solve(point.palette, pilot, found.candidates)
-        assert again.status is Status.OPTIMAL
-        np.testing.assert_allclose(again.expected, solution.expected, atol=1e-6)
-        rule = point.palette.resolve(pilot)
-        slack = 1e-7 * pilot.scale
-        assert (
-            solution.expected >= np.where(np.isfinite(rule.lower), rule.lower, -1e300) - slack
-        ).all()
-        assert (
-            solution.expected <= np.where(np.isfinite(rule.upper), rule.upper, 1e300) + slack
-        ).all()
-        for name in found.values:
-            assert name in rule.values
-            assert np.isfinite([rule.lower, rule.upper])[:, rule.values.index(name)].any()
-
-
-def check_shape(found, scale=1.0, atol=1e-6):
-    """Monotone and concave, with exchange rates between the neighbouring slopes."""
-    curve = curve_of(found) / scale
-    a, b = curve.T
-    assert (np.diff(a) > 0).all()
-    assert (np.diff(b) < 0).all()
-    np.testing.assert_allclose(np.diff(a, 2), 0, atol=atol)
-    assert (np.diff(b, 2) <= atol).all()
-    fall = -np.diff(b) / np.diff(a)
-    room = 2 * atol / np.diff(a).min()
-    rates = np.array([p.exchange for p in found.points]) * np.divide(*np.broadcast_to(scale, 2))
-    assert (rates[:-1] <= fall + room).all()
-    assert (rates[1:] >= fall - room).all()
-
-
-HELD = {
-    "nothing": Palette({}),
-    "keep": Palette({"v2": "keep"}),
-    "gain": Palette({"v2": {"gain": 0.6}, "v0": {"gain": 9.0}, "v1": {"multiplier": 3.0}}),
-    "at_most": Palette({"v2": {"at_most": 1.0}, "v3": {"between": [1.9, 2.2]}}),
-    "multiplier": Palette({"v2": {"multiplier": 0.4}, "v3": "keep"}),
-    "floor": Palette({"v3": "keep"}, floors={"v0": -2.0, "v2": -3.0}),
-    "refuse": Palette({"v3": {"at_most": 4.0}}, floors={"v2": 3.0}),
-    "best": Palette({"v3": {"gain": -0.5}}, floors={"v2": 3.0}, on_floor="best"),
-}
+from tests.solver.curves import HELD, PAIR, N, check_served, check_shape, curve_of, explicit_most
+from tests.solver.problems import gaussian_pilot, names
 
 
 @pytest.mark.parametrize("held", HELD)
@@ -159,66 +72,6 @@ def test_a_curve_with_a_known_corner():
     check_served(found, pilot)
 
 
-@pytest.mark.parametrize("max_kl", [0.02, 0.4, 1.5])
-@pytest.mark.parametrize("seed", range(3))
-def test_a_budget_curve_is_that_of_a_plain_search(max_kl, seed):
-    """Every optimum under a budget is a softmax with multipliers in some direction φ."""
-    pilot = gaussian_pilot(seed, n_prompts=6, n_values=2, correlation=-0.3 * seed)
-    rewards = pilot.groups(N).rewards
-    found = frontier(Palette({}), pilot, PAIR, N, n_points=7, max_kl=max_kl)
-
-    def at(angle):
-        way = np.array([math.cos(angle), math.sin(angle)])
-        size = optimize.brentq(lambda s: served(rewards, s * way)[1] - max_kl, 0, 500, xtol=1e-13)
-        return served(rewards, size * way)[0]
-
-    curve = curve_of(found)
-    np.testing.assert_allclose(curve[0], at(math.pi / 2), atol=1e-6)
-    np.testing.assert_allclose(curve[-1], at(0.0), atol=1e-6)
-    assert found.points[0].exchange < 1e-6
-    assert found.points[-1].exchange > 1e6
-    for (a, b), point in list(zip(curve, found.points, strict=True))[1:-1]:
-        angle = optimize.brentq(lambda x, a=a: at(x)[0] - a, 0, math.pi / 2, xtol=1e-12)
-        np.testing.assert_allclose(b, at(angle)[1], atol=1e-6)
-        np.testing.assert_allclose(point.exchange, 1 / math.tan(angle), rtol=1e-4)
-        prices = point.solution.multipliers
-        np.testing.assert_allclose(point.exchange, prices[0] / prices[1], rtol=1e-5)
-    for point in found.points:
-        assert (1 - 1e-6) * max_kl <= point.solution.kl <= (1 + 1e-9) * max_kl
-        limit = [point.limit[name] for name in PAIR]
-        np.testing.assert_allclose(point.solution.expected, limit, atol=1e-7)
-    check_served(found, pilot)
-    check_shape(found)
-
-
-@pytest.mark.parametrize("seed", range(2))
-def test_a_budget_curve_holds_the_others(seed):
-    pilot = gaussian_pilot(seed, n_prompts=6, n_values=3, correlation=-0.3)
-    rewards, max_kl = pilot.groups(N).rewards, 0.5
-    palette = Palette({"v2": {"gain": 0.3}})
-    floor = palette.resolve(pilot).lower[2]
-    found = frontier(palette, pilot, PAIR, N, n_points=5, max_kl=max_kl)
-    for point in found.points[1:-1]:
-        a = point.limit["v0"]
-        best = optimize.minimize(
-            lambda x: -served(rewards, x)[0][1],
-            [0.3, 0.3, 0.3],
-            method="SLSQP",
-            bounds=[(0, 50)] * 3,
-            constraints=[
-                {"type": "ineq", "fun": lambda x: max_kl - served(rewards, x)[1]},
-                {"type": "ineq", "fun": lambda x, a=a: served(rewards, x)[0][0] - a},
-                {"type": "ineq", "fun": lambda x: served(rewards, x)[0][2] - floor},
-            ],
-            options={"ftol": 1e-12, "maxiter": 300},
-        )
-        assert best.success
-        np.testing.assert_allclose(point.limit["v1"], -best.fun, atol=1e-5)
-        assert point.solution.expected[2] >= floor - 1e-8
-    check_served(found, pilot)
-    check_shape(found)
-
-
 @settings(max_examples=30, deadline=None, derandomize=True, database=None)
 @given(
     seed=st.integers(0, 10_000),
@@ -239,62 +92,6 @@ def test_curves_are_monotone_and_concave(seed, n_values, correlation, max_kl, is
         check_shape(found, pilot.scale[:2])
     for point in found.points:
         assert point.solution.kl <= (math.inf if max_kl is None else (1 + 1e-9) * max_kl)
-
-
-def test_where_the_limit_comes_before_the_budget():
-    """Of two grades, best of eight costs less than the budget; the rest buys the other value."""
-    rng = np.random.default_rng(0)
-    pilot = PilotSet((rng.normal(size=(20, 16, 2)) > 0.3).astype(float), PAIR)
-    rewards = pilot.groups(N).rewards
-    for max_kl in (1.25, 1.4, 1.5, 1.7):
-        found = frontier(Palette({}), pilot, PAIR, N, n_points=9, max_kl=max_kl)
-        kinds = []
-        for (a, b), point in zip(curve_of(found), found.points, strict=True):
-            exact, _ = explicit_most(rewards, 1, [(0, 1, a)])
-            is_limit = abs(b - exact) < 1e-7
-            kinds.append(is_limit)
-            assert b <= exact + 1e-7
-            if not is_limit:
-                assert point.solution.kl >= (1 - 1e-6) * max_kl
-        check_served(found, pilot)
-        check_shape(found)
-        assert any(kinds) == (max_kl > 1.26)
-    loose = frontier(Palette({}), pilot, PAIR, N, max_kl=2.0)
-    ends = frontier(Palette({}), pilot, PAIR, N)
-    span = np.abs(curve_of(ends)[0] - curve_of(ends)[-1])
-    assert (np.abs(curve_of(loose) - curve_of(ends))[[0, -1]] < 0.05 * span).all()
-
-
-def test_a_budget_that_ends_at_the_limit_is_served_inside():
-    """The first end's budget lasts to 1e-6 of the limit, where a fresh solve sees the boundary."""
-    a = [[0.0, 0.0, 1.0, 0.0], [1.0, 1.0, 0.0, 1.0]]
-    b = [[-2.4, 0.8, -0.1, -0.6], [0.6, -2.0, 0.7, -0.6]]
-    pilot = PilotSet(np.stack([a, b], axis=-1), PAIR)
-    levels, max_kl = served(pilot.groups(4).rewards, np.array([0.0, 110.0]))
-    found = frontier(Palette({}), pilot, PAIR, 4, n_points=6, max_kl=max_kl)
-    np.testing.assert_allclose(list(found.points[0].limit.values()), levels, atol=1e-6)
-    assert solve(at_least(levels), pilot, 4).status is Status.BOUNDARY
-    check_served(found, pilot)
-    check_shape(found, pilot.scale)
-
-
-@pytest.mark.parametrize("max_kl", [0.8, 1.5])
-def test_given_multipliers_are_part_of_what_the_budget_pays(max_kl):
-    pilot = gaussian_pilot(0)
-    found = frontier(Palette({"v2": {"multiplier": 0.4}}), pilot, PAIR, N, max_kl=max_kl)
-    assert len(found.points) == 11
-    check_served(found, pilot)
-    for point in found.points:
-        np.testing.assert_allclose(point.solution.kl, max_kl, rtol=1e-6)
-        np.testing.assert_allclose(point.solution.multipliers[2], 0.4)
-
-
-def test_a_budget_beyond_every_choice_is_none():
-    pilot = gaussian_pilot(0, n_prompts=10)
-    free = frontier(Palette({}), pilot, PAIR, N, n_points=4)
-    bound = frontier(Palette({}), pilot, PAIR, N, n_points=4, max_kl=math.log(N))
-    assert (curve_of(free) == curve_of(bound)).all()
-    assert bound.max_kl == math.log(N)
 
 
 @pytest.mark.parametrize("max_kl", [None, 0.3])

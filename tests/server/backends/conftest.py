@@ -1,4 +1,4 @@
-"""Tiny random models with a tokenizer and a chat template, made once a session."""
+"""Tiny random models with a tokenizer and a chat template, made once a session; their backend."""
 
 from __future__ import annotations
 
@@ -18,6 +18,13 @@ from transformers import (
     Qwen3Config,
     Qwen3ForCausalLM,
 )
+
+from server.backends import openai_remote, openai_transport
+from server.backends.hf_local import HfLocalBackend
+from server.backends.hf_text import Detokenizer
+
+# Checks in there, too, tell the values when they fail.
+pytest.register_assert_rewrite("tests.server.backends.hf_drawing")
 
 SENTENCES = [
     "The quick brown fox jumps over the lazy dog.",
@@ -106,3 +113,24 @@ def _one_thread():
 @pytest.fixture(scope="session")
 def llama_folder(tmp_path_factory):
     return save(tmp_path_factory.mktemp("models") / "tiny-llama")
+
+
+@pytest.fixture
+async def backend(llama_folder):
+    backend = HfLocalBackend(str(llama_folder), device="cpu")
+    await backend.start()
+    yield backend
+    await backend.close()
+
+
+@pytest.fixture
+def show_ids(monkeypatch):
+    """Make token strings ids, so that answers can be fed to the model again."""
+    monkeypatch.setattr(Detokenizer, "token", lambda self, token_id: str(token_id))
+
+
+@pytest.fixture
+def _quick_pauses(monkeypatch):
+    """Let the backend in front of another server try again, and look after it, at once."""
+    monkeypatch.setattr(openai_transport, "_FIRST_DELAY_S", 0.001)
+    monkeypatch.setattr(openai_remote, "_FIRST_CHECK_S", 0.005)

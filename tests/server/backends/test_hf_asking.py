@@ -18,7 +18,7 @@ from server.backends.base import BackendUnavailableError, SamplingSettings
 from server.backends.hf_local import HfLocalBackend
 from server.scoring import sample_of
 from tests.server.backends.conftest import MAX_CONTEXT, make_tokenizer, save
-from tests.server.backends.test_hf_local import QUESTION, HeldForward, until
+from tests.server.backends.hf_drawing import QUESTION, HeldForward, until
 
 WORDS = (("Yes", " Yes", "yes"), ("No", " No", "no"))
 ASKED = ["Is it kind?", "Is it kind, and is it short?", "Please?"]

@@ -17,8 +17,8 @@ from rewards import Sample
 from server import embedded
 from server.backends.base import BackendUnavailableError, SamplingSettings
 from server.backends.hf_local import HfLocalBackend
-from server.backends.vllm_asking import TwoKinds
 from server.backends.vllm_engine import VllmEngineBackend
+from server.backends.vllm_turns import TwoKinds
 from server.scoring import sample_of
 
 MODEL = str(embedded.CHAT_MODEL)
@@ -163,7 +163,7 @@ async def test_answers_are_those_of_transformers_and_the_prefix_is_cached(backen
     async with asyncio.timeout(PATIENCE_S):
         found = await asyncio.gather(*(backend.ask(one, ASKED, WORDS) for one in samples))
     for sample, answer in zip(samples[:3], found, strict=False):
-        assert_allclose(answer, expected(backend._asker, sample), atol=1e-4)
+        assert_allclose(answer, expected(backend._words.asker, sample), atol=1e-4)
     assert np.std([answer[:, 0] - answer[:, 1] for answer in found], axis=0).min() > 0.01
     after = backend.health()
     read = after["asked_tokens"] - before["asked_tokens"]

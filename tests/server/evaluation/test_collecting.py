@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 
 import numpy as np
@@ -11,13 +10,9 @@ import pytest
 from server.backends.base import BackendError, PromptError, SamplingSettings
 from server.batch import OutputError
 from tests.server.conftest import run_fake
-from tests.server.evaluation.conftest import PROMPTS, N, collected_by, prompts_of
+from tests.server.evaluation.conftest import PROMPTS, N, collected_by
 from tests.server.fakes import FakeBackend
-
-
-def records(path):
-    lines = [json.loads(line) for line in path.read_text().splitlines()]
-    return sorted(lines, key=lambda record: record["index"])
+from tests.server.questions import Breaks, prompts_of, records, stopped_after
 
 
 def assert_same(first, second):
@@ -87,16 +82,6 @@ async def test_candidates_are_those_of_palette_generate(aligner, tmp_path):
 
 
 # stopped and continued
-
-
-async def stopped_after(n_turns, work):
-    task = asyncio.ensure_future(work)
-    for _ in range(n_turns):
-        await asyncio.sleep(0)
-        if task.done():
-            break
-    task.cancel()
-    return not isinstance((await asyncio.gather(task, return_exceptions=True))[0], BaseException)
 
 
 async def test_stopped_at_arbitrary_moments_and_continued(aligner, tmp_path):
@@ -214,15 +199,6 @@ async def test_equal_prompts_are_one_cluster(aligner, tmp_path):
 
 
 async def test_failure_ends_the_run_and_keeps_what_was_scored(tmp_path, settings):
-    class Breaks(FakeBackend):
-        breaks = True
-
-        async def generate(self, prompt, *arguments, **options):
-            if self.breaks and prompt.messages[0]["content"] == "Question 6":
-                raise BackendError("broke")
-            async for candidate in super().generate(prompt, *arguments, **options):
-                yield candidate
-
     backend, out = Breaks(), tmp_path / "out.jsonl"
     async with run_fake(tmp_path, settings, backend) as running:
         aligner = running.context.aligner

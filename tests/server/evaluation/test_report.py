@@ -30,7 +30,8 @@ from server.schemas import PaletteOptions
 from server.settings import load_settings
 from solver import Palette, PaletteError, PilotSet, solve, tilt
 from tests.server.conftest import fake_calibration, run_fake
-from tests.server.evaluation.conftest import collected_by, prompts_of
+from tests.server.evaluation.conftest import collected_by
+from tests.server.questions import prompts_of
 
 N = 8
 PALETTES = [
