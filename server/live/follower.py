@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import logging
 from collections import deque
@@ -19,6 +20,8 @@ logger = logging.getLogger(__name__)
 
 # Arrivals that wait to be counted; the oldest are dropped beyond.
 _MOST_WAITING = 1024
+# Seconds between two batches: each is written to the disk, so what comes meanwhile waits.
+_PACE_S = 1.0
 
 
 class Follower:
@@ -55,6 +58,7 @@ class Follower:
         self._wake = asyncio.Event()
         self._idle = asyncio.Event()
         self._idle.set()
+        self._hurry = asyncio.Event()
         self._is_stopping = False
         for aligner in self._aligners:
             aligner.doubts = self.doubts
@@ -93,29 +97,34 @@ class Follower:
         finally:
             self._is_stopping = True
             self._wake.set()
+            self._hurry.set()
             await task
             for track in self._tracks.values():
                 await asyncio.to_thread(track.save)
 
     async def settled(self) -> None:
         """Return once everything observed so far is counted and swapped in."""
+        self._hurry.set()
         await self._idle.wait()
 
     async def _follow(self) -> None:
         while not self._is_stopping or self._waiting:
             await self._wake.wait()
             self._wake.clear()
-            while self._waiting:
-                batch = list(self._waiting)
-                self._waiting.clear()
-                try:
-                    renewed = await asyncio.to_thread(self._take, batch)
-                except Exception:  # whatever it was, answers must go on
-                    logger.exception("live requests could not be followed")
-                    continue
-                for track in renewed:
+            batch = list(self._waiting)
+            self._waiting.clear()
+            try:
+                for track in await asyncio.to_thread(self._take, batch):
                     self._swap(track)
-            self._idle.set()
+            except Exception:  # whatever it was, answers must go on
+                logger.exception("live requests could not be followed")
+            if not self._waiting:
+                self._idle.set()
+                self._hurry.clear()
+            if not self._is_stopping:
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(_PACE_S):
+                        await self._hurry.wait()
 
     def _swap(self, track: Track) -> None:
         """Serve with the newest version; the only place that puts one in place of another."""
@@ -141,7 +150,7 @@ class Follower:
             track.take(arrival, reason_against(arrival, model, rewards))
             touched[arrival.calibration.id] = track
         for track in touched.values():
-            track.monitor.publish()
+            track.tell()
             if track.is_due:
                 track.refresh()
         return list(touched.values())
