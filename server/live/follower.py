@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import functools
 import logging
+import threading
 from collections import deque
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
@@ -15,6 +16,7 @@ from server.alignment import Aligner, Served
 from server.calibration import Calibration
 from server.live.intake import Arrival, arrival_of, reason_against
 from server.live.track import Mode, Track
+from server.shelf import UnknownCalibrationError
 
 logger = logging.getLogger(__name__)
 
@@ -54,6 +56,7 @@ class Follower:
         self._aligners = tuple(aligners)
         self._folder = folder
         self._tracks: dict[str, Track] = {}
+        self._lock = threading.Lock()  # for all that opens, uses or drops a track
         self._waiting: deque[tuple[Aligner, Arrival]] = deque(maxlen=_MOST_WAITING)
         self._wake = asyncio.Event()
         self._idle = asyncio.Event()
@@ -132,7 +135,10 @@ class Follower:
         for aligner in self._aligners:
             served = {one.calibration.id: one.calibration.version for one in aligner.shelf.held}
             if served.get(newest.id, newest.version) != newest.version:
-                aligner.shelf.replace(newest.id, newest)
+                try:
+                    aligner.shelf.replace(newest.id, newest)
+                except UnknownCalibrationError:
+                    return  # it was deleted meanwhile
                 break
         else:
             return
@@ -144,16 +150,37 @@ class Follower:
     def _take(self, batch: list[tuple[Aligner, Arrival]]) -> list[Track]:
         """Count a batch; return the states with a version that is not served yet."""
         touched: dict[str, Track] = {}
-        for aligner, arrival in batch:
-            track = self._open(arrival.calibration)
-            model, rewards = aligner.backend.fingerprint, aligner.rewards.fingerprint
-            track.take(arrival, reason_against(arrival, model, rewards))
-            touched[arrival.calibration.id] = track
-        for track in touched.values():
-            track.tell()
-            if track.is_due:
-                track.refresh()
+        with self._lock:
+            held = self._held()
+            for aligner, arrival in batch:
+                if arrival.calibration.id not in held:
+                    continue  # it is deleted since
+                track = self._open(arrival.calibration)
+                model, rewards = aligner.backend.fingerprint, aligner.rewards.fingerprint
+                track.take(arrival, reason_against(arrival, model, rewards))
+                touched[arrival.calibration.id] = track
+            for track in touched.values():
+                track.tell()
+                if track.is_due:
+                    track.refresh()
         return list(touched.values())
+
+    def newest(self, calibration: Calibration) -> Calibration:
+        """Return the version of a calibration to be served from now on; waits for the disk."""
+        with self._lock:
+            track = self._open(calibration)
+            track.describe(calibration)
+            return track.calibration
+
+    def let_go(self) -> None:
+        """Keep what is known of calibrations that nobody serves with any more, and forget it."""
+        with self._lock:
+            for name in self._tracks.keys() - self._held():
+                self._tracks[name].save()
+                del self._tracks[name]
+
+    def _held(self) -> set[str]:
+        return {one.calibration.id for aligner in self._aligners for one in aligner.shelf.held}
 
     def _open(self, calibration: Calibration) -> Track:
         track = self._tracks.get(calibration.id)

@@ -6,6 +6,7 @@ import logging
 import math
 import time
 from collections import Counter, OrderedDict
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -109,6 +110,13 @@ class Track:
     def _root_print(self) -> str:
         """What the watch belongs to: it goes on through all versions, as it does in between."""
         return self._reservoir.root.pilot.fingerprint
+
+    def describe(self, root: Calibration) -> None:
+        """Take over the record of a calibration whose rewards are those of this one."""
+        now = self.calibration
+        if root.info != now.info:
+            self._reservoir.root = root
+            self.calibration = root if now.root is None else replace(now, info=root.info, root=root)
 
     def take(self, arrival: Arrival, reason: Reason | None) -> None:
         """Count one request, unless there is a reason against it."""

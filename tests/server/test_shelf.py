@@ -22,7 +22,8 @@ from server.calibration import (
     load_calibration,
     system_of,
 )
-from server.shelf import Held, Shelf, UnknownCalibrationError, load_shelf
+from server.shelf import Shelf, UnknownCalibrationError, load_shelf
+from server.shelf_files import Held
 from solver import PaletteError, PilotSet
 from tests.server.conftest import fake_calibration, run_fake
 from tests.server.fakes import FakeBackend, lexical_rewards
