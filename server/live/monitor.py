@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 
 Kind = Literal["promise", "base"]
 
-# Probability of ever calling a drift that is none, over a whole run of the server, all values
+# Probability of ever calling a drift that is none, over a calibration's whole life, all values
 # together: half of it for calibrations whose error is larger than allowed for, half for requests.
 ALPHA = 0.01
 # Of a value's scale; a value that never varies has no other error than this.
