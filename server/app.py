@@ -52,6 +52,7 @@ from server.routes.context import CalibrationProgress, Context
 from server.schemas import PaletteOptions
 from server.settings import Settings
 from server.shelf import Shelf, load_shelf
+from server.shelf_watch import ShelfWatch
 from server.version import VERSION
 
 logger = logging.getLogger(__name__)
@@ -306,6 +307,7 @@ async def running_app(
             await stack.enter_async_context(follower.running())
             counted.registry.register(LiveGauges(follower))
             context.follower = follower
+        await stack.enter_async_context(ShelfWatch(aligners.values(), context.follower).running())
         background = None
         bare = [name for name, one in aligners.items() if one.calibration is None]
         if bare:

@@ -15,7 +15,7 @@ from server.calibration import (
 )
 from server.calibrator import FEWEST_PROMPTS
 from server.journal import FORMAT, partial_path
-from server.shelf import Damaged, Held, scan
+from server.shelf_files import Damaged, Held, scan
 from solver.pilot_files import sync_folder
 
 

@@ -23,7 +23,7 @@ from server.cli_support import (
 
 if TYPE_CHECKING:
     from server.calibration_files import Inventory
-    from server.shelf import Held
+    from server.shelf_files import Held
 
 app = typer.Typer(
     help="List, show, verify, delete, export and import calibrations.", no_args_is_help=True

@@ -256,13 +256,29 @@ class ProfileList(BaseModel):
     data: list[ProfileAnswer]
 
 
-class _OfModel(_Request):
+class Conditions(_Request):
+    """What is asked about; as with a chat, this decides which calibration answers."""
+
     model: str | None = Field(
         default=None, description="Whose calibration: a name of `/v1/models`; by default the first."
     )
+    temperature: float | None = Field(default=None, ge=0, le=2)
+    top_p: float | None = Field(default=None, gt=0, le=1)
+    top_k: int | None = Field(default=None, ge=-1, description="0 and -1 keep all tokens.")
+    max_tokens: int | None = Field(default=None, ge=1)
+    system: str | None = Field(default=None, description="System prompt of the conversations.")
 
 
-class SolveRequest(_OfModel):
+class NamedConditions(Conditions):
+    """The same where there is no palette to name a calibration."""
+
+    calibration: Name | None = Field(
+        default=None,
+        description="Name or id of the calibration; by default the one that covers the rest.",
+    )
+
+
+class SolveRequest(Conditions):
     """Body of ``POST /v1/palette/solve``."""
 
     palette: PaletteOptions
@@ -275,7 +291,7 @@ class ScoreRequest(_Request):
     answers: Several[str] = Field(min_length=1, max_length=1024)
 
 
-class FrontierRequest(_OfModel):
+class FrontierRequest(Conditions):
     """Body of ``POST /v1/palette/frontier``."""
 
     values: tuple[str, str] = Field(description="The two values to trade for each other.")
@@ -289,7 +305,7 @@ class FrontierRequest(_OfModel):
     )
 
 
-class SpreadRequest(_OfModel):
+class SpreadRequest(NamedConditions):
     """Body of ``POST /v1/palette/spread``."""
 
     palettes: int = Field(default=6, ge=1, le=64, description="How many.")
@@ -311,7 +327,7 @@ class PartyRequest(_Request):
     weight: float = Field(default=1.0, gt=0)
 
 
-class NegotiateRequest(_OfModel):
+class NegotiateRequest(NamedConditions):
     """Body of ``POST /v1/palette/negotiate``."""
 
     parties: Several[PartyRequest] = Field(min_length=1, max_length=64)

@@ -5,55 +5,22 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Literal
 
 from rewards import Message
 from server.backends.base import SamplingSettings
-from server.calibration import (
-    Calibration,
-    CalibrationError,
-    folder_of,
-    load_calibration,
-    system_of,
-)
+from server.calibration import Calibration, system_of
+from server.shelf_files import Damaged, Held, ShelfFiles
 from solver import PaletteError
 
 logger = logging.getLogger(__name__)
 
-Source = Literal["named", "kept", "shipped"]
 _RANKS = ("named", "kept", "shipped")
 
 
 class UnknownCalibrationError(PaletteError):
     """A palette names a calibration that is not there."""
-
-
-@dataclass(frozen=True, slots=True)
-class Held:
-    """A calibration on the shelf.
-
-    Attributes
-    ----------
-    calibration : Calibration
-    path : Path or None
-        Its file.
-    source : {"named", "kept", "shipped"}
-        By the operator; in the state folder; with the embedded models.
-    """
-
-    calibration: Calibration
-    path: Path | None = None
-    source: Source = "kept"
-
-
-@dataclass(frozen=True, slots=True)
-class Damaged:
-    """A file among the calibrations that cannot be used; `reason` begins with its path."""
-
-    path: Path
-    reason: str
 
 
 class Shelf:
@@ -68,7 +35,12 @@ class Shelf:
         Of the model in use. One made with other weights or rewards covers no request; only what
         the operator named may be such a one.
     rewards_fingerprint : str, optional
-    damaged : sequence of Damaged
+    files : ShelfFiles, optional
+        Where they come from, and further ones may.
+
+    Attributes
+    ----------
+    damaged : tuple of Damaged
         Files that were found unusable.
     """
 
@@ -79,10 +51,11 @@ class Shelf:
         sampling: SamplingSettings | None = None,
         model_fingerprint: str | None = None,
         rewards_fingerprint: str | None = None,
-        damaged: Sequence[Damaged] = (),
+        files: ShelfFiles | None = None,
     ) -> None:
         self.sampling = sampling or SamplingSettings()
-        self.damaged = tuple(damaged)
+        self.damaged: tuple[Damaged, ...] = () if files is None else files.damaged
+        self._files = files
         self._made_with = (model_fingerprint, rewards_fingerprint)
         self._held = tuple(held)  # replaced whole, so that readers need no lock
         self._lock = threading.Lock()
@@ -152,20 +125,18 @@ class Shelf:
         return min(held, key=order).calibration
 
     def add(self, calibration: Calibration, path: Path | None = None) -> None:
-        """Put one more on the shelf; in the place of the one from the same file, if any."""
+        """Put one more on the shelf; in the place of the one from the same file, if any.
+
+        Where that is this very one already, maybe in a newer version, it stays.
+        """
         with self._lock:
-            others = tuple(one for one in self._held if path is None or one.path != path)
-            self._held = (*others, Held(calibration, path))
+            others = [one for one in self._held if path is None or one.path != path]
+            same = [one for one in self._held if one.path == path and path is not None]
+            if not same or same[0].calibration.id != calibration.id:
+                self._held = (*others, Held(calibration, path))
 
-    def replace(self, calibration_id: str, newer: Calibration, path: Path | None = None) -> None:
+    def replace(self, calibration_id: str, newer: Calibration) -> None:
         """Put a newer version in the place of one that is there, at once for all readers.
-
-        Parameters
-        ----------
-        calibration_id : str
-        newer : Calibration
-        path : Path, optional
-            Where the newer one is kept, when that is another file.
 
         Raises
         ------
@@ -173,13 +144,45 @@ class Shelf:
             When there is none with that id (any more).
         """
         with self._lock:
-            held = list(self._held)
-            for at, one in enumerate(held):
-                if one.calibration.id == calibration_id:
-                    held[at] = replace(one, calibration=newer, path=path or one.path)
-                    self._held = tuple(held)
-                    return
-        raise self._unknown(calibration_id)
+            if calibration_id not in {one.calibration.id for one in self._held}:
+                raise self._unknown(calibration_id)
+            self._held = tuple(
+                replace(one, calibration=newer) if one.calibration.id == calibration_id else one
+                for one in self._held
+            )
+
+    def reread(
+        self, ready: Callable[[Calibration], Calibration] = lambda calibration: calibration
+    ) -> bool:
+        """Take in what changed in the files; return whether anything did.
+
+        All readers see it at once, and requests under way keep what they began with. Waits for
+        the disk; for one thread at a time.
+
+        Parameters
+        ----------
+        ready : callable
+            Is given each calibration that comes, before any request can get it; returns the
+            version that is to be served.
+        """
+        changes = None if self._files is None else self._files.changes(self._held)
+        if changes is None or self._files is None:
+            return False
+        came = {one.path: replace(one, calibration=ready(one.calibration)) for one in changes.came}
+        with self._lock:
+            left = [one for one in self._held if one.path not in changes.gone]
+            gone = [one for one in self._held if one.path in changes.gone]
+            kept = [came.pop(one.path, one) for one in left]
+            self._held = (*kept, *came.values())
+            self.damaged = changes.damaged
+        self._files.note(changes)
+        for one in changes.came:
+            logger.info("calibration %s is served with: %s", one.calibration.id, one.path)
+        for one in gone:
+            logger.info("calibration %s is deleted: %s", one.calibration.id, one.path)
+        if gone and not self._held:
+            logger.warning("there is no calibration left; run `palette calibrate`")
+        return True
 
     def _fits(self, calibration: Calibration) -> bool:
         info = calibration.info
@@ -216,74 +219,29 @@ def load_shelf(
 
     Parameters
     ----------
-    named : Path or None
-        The operator's choice: held whatever it was made with, as long as its values are these
-        (answers then carry warnings).
-    state_dir : Path
-        Those kept here are held when they fit.
-    shipped : Path
-        The one that comes with the embedded models: held by them.
     sampling : SamplingSettings
         See `Shelf`.
-    align : callable
-        Makes what is aligned of what a file holds; raises CalibrationError when it cannot.
+    named, state_dir, shipped, values, model_fingerprint, rewards_fingerprint, align
+        See `ShelfFiles`.
 
     Raises
     ------
     CalibrationError
         For a named file that cannot be used.
     """
-    held: list[Held] = []
-    if named is not None:
-        try:
-            calibration = align(load_calibration(named))
-        except CalibrationError as error:
-            told = str(error)
-            raise CalibrationError(
-                told if str(named) in told else f"calibration {named}: {told}"
-            ) from error
-        if calibration.pilot.values != values:
-            msg = (
-                f"calibration {named} is about the values "
-                f"{', '.join(calibration.pilot.values)}; the rewards in use give "
-                f"{', '.join(values)}: calibrate again with `palette calibrate`"
-            )
-            raise CalibrationError(msg)
-        held.append(Held(calibration, named, "named"))
-    kept, damaged = scan(state_dir)
-    for problem in damaged:
-        logger.warning("%s; it is passed over", problem.reason)
-    if shipped.exists():
-        kept = (*kept, Held(load_calibration(shipped), shipped, "shipped"))
-    for one in kept:
-        info = one.calibration.info
-        if (info.model_fingerprint, info.rewards_fingerprint) != (
-            model_fingerprint,
-            rewards_fingerprint,
-        ) or (named is not None and one.path is not None and one.path.samefile(named)):
-            continue
-        try:
-            fitting = align(one.calibration)
-        except CalibrationError as error:
-            logger.warning("%s is passed over: %s", one.path, error)
-            continue
-        if fitting.pilot.values == values:
-            held.append(replace(one, calibration=fitting))
+    files = ShelfFiles(
+        named,
+        state_dir,
+        shipped,
+        values=values,
+        model_fingerprint=model_fingerprint,
+        rewards_fingerprint=rewards_fingerprint,
+        align=align,
+    )
     return Shelf(
-        held,
+        files.load(),
         sampling=sampling,
         model_fingerprint=model_fingerprint,
         rewards_fingerprint=rewards_fingerprint,
-        damaged=damaged,
+        files=files,
     )
-
-
-def scan(state_dir: Path) -> tuple[tuple[Held, ...], tuple[Damaged, ...]]:
-    """Return all calibrations kept in a state folder, of whatever model, and what is damaged."""
-    held, damaged = [], []
-    for path in sorted(folder_of(state_dir).glob("*.npz")):
-        try:
-            held.append(Held(load_calibration(path), path))
-        except CalibrationError as error:
-            damaged.append(Damaged(path, str(error)))
-    return tuple(held), tuple(damaged)

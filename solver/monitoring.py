@@ -21,8 +21,10 @@ is exact where the caller's is an upper bound, and asymptotic where not; the fir
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from statistics import NormalDist
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -139,6 +141,56 @@ class DriftTest:
     def directions(self) -> IntArray:
         """`Drift.direction` as it is now, without the rest."""
         return self._direction.copy()
+
+    def state(self) -> dict[str, npt.NDArray[Any]]:
+        """Return all that the test knows, by name: another one that restores it is this one."""
+        kept = {name: array.copy() for name, array in self._arrays().items()}
+        return {"design": self._design(), "n_steps": np.array(self._n_steps), **kept}
+
+    def restore(self, state: Mapping[str, npt.NDArray[Any]]) -> None:
+        """Take over what `state` returned; names beyond those are not read.
+
+        Raises
+        ------
+        ValueError
+            When it is of a test of other streams or another design, or no state at all. Nothing is
+            taken over then.
+        """
+        arrays = self._arrays()
+        missing = {"design", "n_steps", *arrays} - set(state)
+        if missing:
+            raise ValueError(f"there is no {min(missing)}")
+        if not np.array_equal(state["design"], self._design()):
+            raise ValueError("its probability or its grid is another one")
+        for name, array in arrays.items():
+            found = state[name]
+            if found.shape != array.shape or not np.can_cast(found.dtype, array.dtype, "safe"):
+                raise ValueError(f"its {name} is {found.dtype} of shape {found.shape}")
+            if name != "last" and not np.isfinite(found).all():
+                raise ValueError(f"its {name} is not finite")
+        n_steps = state["n_steps"]
+        if n_steps.shape != () or n_steps.dtype.kind not in "iu" or n_steps < 0:
+            raise ValueError("its number of steps is none")
+        for name, array in arrays.items():
+            array[...] = state[name]
+        self._n_steps = int(n_steps)
+
+    def _design(self) -> FloatArray:
+        """Return what evidence of different tests must agree on to be the same evidence."""
+        return np.array([self.alpha, _NEWEST, _LESSONS, _MOST, *_SIZES])
+
+    def _arrays(self) -> dict[str, npt.NDArray[Any]]:
+        return {
+            "evidence": self._evidence,
+            "relief": self._relief,
+            "excess": self._excess,
+            "direction": self._direction,
+            "since": self._since,
+            "last": self._last,
+            "variance": self._variance,
+            "n_learnt": self._n_learnt,
+            "sums": self._sums,
+        }
 
     def _turn(self, sigma: FloatArray) -> None:
         """Change the direction of streams where there is the evidence for it."""

@@ -9,7 +9,7 @@ import os
 import tempfile
 import zipfile
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -61,6 +61,28 @@ def save(
         raise PilotError(
             f"metadata: {error}; keep to text, finite numbers, lists and objects."
         ) from error
+    with replacing(path) as file:
+        write_npz(
+            file,
+            **({} if counts is None else {"counts": np.asarray(counts)}),
+            format=np.array(FORMAT if counts is None else RAGGED_FORMAT),
+            rewards=np.asarray(rewards),
+            values=np.array(values),
+            pooled=np.array(pooled),
+            metadata=np.array(notes),
+            fingerprint=np.array(fingerprint),
+        )
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """Give a file to write; once all of it is on the disk, it takes the place of `path`.
+
+    Raises
+    ------
+    PilotError
+        The folder cannot be written.
+    """
     try:
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
     except OSError as error:
@@ -68,16 +90,7 @@ def save(
     temporary = Path(name)
     try:
         with os.fdopen(handle, "wb") as file:
-            write_npz(
-                file,
-                **({} if counts is None else {"counts": np.asarray(counts)}),
-                format=np.array(FORMAT if counts is None else RAGGED_FORMAT),
-                rewards=np.asarray(rewards),
-                values=np.array(values),
-                pooled=np.array(pooled),
-                metadata=np.array(notes),
-                fingerprint=np.array(fingerprint),
-            )
+            yield file
             file.flush()
             os.fsync(file.fileno())
         # A temporary file is private to its owner; replicas under other users read a calibration.
@@ -140,18 +153,30 @@ def load(path: Path) -> Content:
     )
 
 
-def _load_npz(path: Path) -> Content:
+def read_npz(path: Path) -> dict[str, npt.NDArray[Any]]:
+    """Return the arrays that `write_npz` wrote.
+
+    Raises
+    ------
+    PilotError
+        The file is missing, damaged, or of another kind.
+    """
     try:
         # Opened here, because np.load leaves its own handle open when the archive is damaged.
         with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
-            arrays = {name: archive[name] for name in archive.files}
+            return {name: archive[name] for name in archive.files}
     except (
         OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error,
+        TypeError,  # a single array is no archive
         RuntimeError,  # zipfile's, where a damaged header asks for a password or another method
     ) as error:  # fmt: skip
         raise PilotError(
             f"{path}: damaged or cut short ({error}); restore it or calibrate again."
         ) from error
+
+
+def _load_npz(path: Path) -> Content:
+    arrays = read_npz(path)
     written = str(arrays.get("format", "nothing"))
     names = {"rewards", "values", "pooled", "metadata", "fingerprint"}
     if written == RAGGED_FORMAT:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
+import numpy.typing as npt
 
 from server.calibration import Calibration
 from server.promise import Promise
@@ -19,7 +21,7 @@ logger = logging.getLogger(__name__)
 
 Kind = Literal["promise", "base"]
 
-# Probability of ever calling a drift that is none, over a whole run of the server, all values
+# Probability of ever calling a drift that is none, over a calibration's whole life, all values
 # together: half of it for calibrations whose error is larger than allowed for, half for requests.
 ALPHA = 0.01
 # Of a value's scale; a value that never varies has no other error than this.
@@ -85,7 +87,7 @@ class Monitor:
     Attributes
     ----------
     watched : tuple of Watched
-        The state after the last batch; replaced whole, so any thread may read it.
+        The state when it was last published; replaced whole, so any thread may read it.
     warnings : tuple of str
         A sentence for each drift that stands.
     """
@@ -124,7 +126,33 @@ class Monitor:
         differences, errors, spreads = np.concatenate([of_promise, of_base], axis=1)
         allowed = allowance(errors, self._alpha) + _ROUNDING * np.tile(calibration.pilot.scale, 2)
         self._test.update(differences, allowed, spreads)
-        self._tell_turns()
+        directions = self._test.directions
+        for stream in np.flatnonzero(directions != self._directions).tolist():
+            self._since[stream] = datetime.now(UTC)
+        self._directions = directions
+
+    def state(self) -> dict[str, npt.NDArray[Any]]:
+        """Return all that is known, as arrays of numbers and the names of the values."""
+        since = np.array([one.timestamp() for one in self._since])
+        return {"values": np.array(self.values), "found": since, **self._test.state()}
+
+    def restore(self, state: Mapping[str, npt.NDArray[Any]]) -> None:
+        """Go on from what `state` returned, and tell of each drift that stands.
+
+        Raises
+        ------
+        ValueError
+            When it is the state of another watch, or none. Nothing is taken over then.
+        """
+        if not {"values", "found"} <= set(state) or state["values"].tolist() != [*self.values]:
+            raise ValueError("it is about other values")
+        found = state["found"]
+        if found.shape != (len(self._since),) or found.dtype.kind != "f":
+            raise ValueError("it does not say since when")
+        since = [datetime.fromtimestamp(one, UTC) for one in found.tolist()]
+        self._test.restore(state)
+        self._since, self._directions = since, self._test.directions
+        self.publish()
 
     def _against_promise(
         self, calibration: Calibration, promise: Promise | None, rewards: np.ndarray
@@ -162,27 +190,9 @@ class Monitor:
         errors = np.sqrt(variance / pilot.n_prompts)
         return np.stack([rewards.mean(axis=0) - pilot.base, errors, spread])
 
-    def _tell_turns(self) -> None:
-        directions = self._test.directions
-        turned = np.flatnonzero(directions != self._directions)
-        if not len(turned):
-            return
-        self._directions = directions
-        known = {(one.value, one.kind): one for one in self.watched}
-        for stream in turned.tolist():
-            self._since[stream] = datetime.now(UTC)
-        self.publish()
-        for stream in turned.tolist():
-            one = self.watched[stream]
-            if one.direction:
-                logger.warning("%s", one.sentence.split(",")[0])
-            else:
-                before = known[one.value, one.kind].since.isoformat(timespec="seconds")
-                logger.info("drift of %s (%s), found %s, is over", one.value, one.kind, before)
-
     def publish(self) -> None:
-        """Make what is known now the state that others read."""
-        drift = self._test.drift()
+        """Make what is known now the state that others read, and log what that changes."""
+        before, drift = self.watched, self._test.drift()
         kinds: tuple[Kind, ...] = ("promise", "base")
         streams = [(value, kind) for kind in kinds for value in self.values]
         self.watched = tuple(
@@ -200,3 +210,9 @@ class Monitor:
             for i, (value, kind) in enumerate(streams)
         )
         self.warnings = tuple(one.sentence for one in self.watched if one.direction)
+        for old, new in zip(before, self.watched, strict=bool(before)):
+            if new.direction not in (0, old.direction):
+                logger.warning("%s", new.sentence.split(",")[0])
+            elif new.direction != old.direction:
+                when = old.since.isoformat(timespec="seconds")
+                logger.info("drift of %s (%s), found %s, is over", old.value, old.kind, when)

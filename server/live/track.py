@@ -6,6 +6,7 @@ import logging
 import math
 import time
 from collections import Counter, OrderedDict
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -15,6 +16,7 @@ from server.calibration import Calibration
 from server.live.intake import Arrival, Reason, Repeats
 from server.live.monitor import Monitor
 from server.live.reservoir import LEAST_CANDIDATES, Reservoir, ReservoirError
+from server.live.watch_file import WatchError, load_watch, save_watch
 from server.promise import palette_of
 from server.schemas import PaletteOptions
 from solver import PilotError, PilotSet, SolutionCache
@@ -51,7 +53,7 @@ class Track:
     mode : {"on", "frozen"}
     half_life : float
     path : Path
-        Where its prompts are kept.
+        Where its prompts are kept; its watch is beside it.
     cache : SolutionCache
         Where solutions of a new version are put.
 
@@ -74,30 +76,47 @@ class Track:
         self.taken = 0
         self._mode = mode
         self._path = path
+        self._watch_path = path.with_suffix(".watch.npz")
         self._cache = cache
         self._repeats = Repeats(max(_LEAST_WINDOW, root.pilot.n_prompts))
         self._palettes: OrderedDict[str, PaletteOptions] = OrderedDict()
         self._reservoir = Reservoir(root.root or root, half_life, np.random.default_rng())
         self._haste = min(HASTE, max(1.0, half_life / math.log(2) / FEWEST_PROMPTS))
-        self._is_saved = True
+        self._is_saved = self._is_watch_saved = True
+        self._is_watch_kept = True
         self._saved = self._refreshed = time.monotonic()
         self._restore()
         self.calibration = self._reservoir.current()
         _compute(self.calibration.pilot)
 
     def _restore(self) -> None:
-        try:
-            sweep(self._path)
-        except OSError as error:
-            logger.warning("left-overs of %s cannot be deleted: %s", self._path, error)
-        if not self._path.exists():
-            return
-        try:
-            self._reservoir.restore(self._path)
-        except ReservoirError as error:
-            aside = self._path.with_suffix(".damaged")
-            self._path.replace(aside)
-            logger.warning("%s; it is kept as %s, and live prompts begin anew", error, aside.name)
+        for path in (self._path, self._watch_path):
+            try:
+                sweep(path)
+            except OSError as error:
+                logger.warning("left-overs of %s cannot be deleted: %s", path, error)
+        if self._path.exists():
+            try:
+                self._reservoir.restore(self._path)
+            except ReservoirError as error:
+                _set_aside(self._path, error, "live prompts begin anew")
+        if self._watch_path.exists():
+            try:
+                load_watch(self._watch_path, self._root_print, self.monitor)
+            except WatchError as error:
+                _set_aside(self._watch_path, error, "the watch over promises begins anew")
+
+    @property
+    def _root_print(self) -> str:
+        """What the watch belongs to: it goes on through all versions, as it does in between."""
+        return self._reservoir.root.pilot.fingerprint
+
+    def describe(self, root: Calibration) -> None:
+        """Take over the record of a calibration whose rewards are those of this one."""
+        now = self.calibration
+        if root.info != now.info:
+            self._reservoir.root = root
+            self.calibration = root if now.root is None else replace(now, info=root.info, root=root)
 
     def take(self, arrival: Arrival, reason: Reason | None) -> None:
         """Count one request, unless there is a reason against it."""
@@ -108,6 +127,7 @@ class Track:
             return
         self.taken += 1
         self.monitor.take(arrival.calibration, arrival.promise, arrival.rewards)
+        self._is_watch_saved = False
         options = arrival.plan.request.palette
         if self._mode == "frozen":
             return
@@ -148,8 +168,19 @@ class Track:
         if self._refreshed - self._saved >= SAVE_EVERY_S:
             self.save()
 
+    def tell(self) -> None:
+        """Write what the watch has found, then make it known.
+
+        In this order, a process that is killed has told of nothing that the next one does not
+        know. Were alarms told first, each kill would give the same evidence one more chance of a
+        false one; what is lost before it is told is as if it had not been counted.
+        """
+        self._save_watch()
+        self.monitor.publish()
+
     def save(self) -> None:
         """Write what is new. A failure is told in the log: serving goes on without it."""
+        self._save_watch()
         if self._is_saved:
             return
         self._saved = time.monotonic()
@@ -159,6 +190,24 @@ class Track:
             logger.error("live prompts are not kept: %s", error)
             return
         self._is_saved = True
+
+    def _save_watch(self) -> None:
+        if self._is_watch_saved:
+            return
+        try:
+            save_watch(self._watch_path, self._root_print, self.monitor)
+        except (OSError, PilotError) as error:
+            if self._is_watch_kept:  # once, not with every request
+                logger.error("the watch over promises is not kept: %s", error)
+            self._is_watch_kept = False
+            return
+        self._is_watch_saved = self._is_watch_kept = True
+
+
+def _set_aside(path: Path, error: Exception, told: str) -> None:
+    aside = path.with_suffix(".damaged")
+    path.replace(aside)
+    logger.warning("%s; it is kept as %s, and %s", error, aside.name, told)
 
 
 def _compute(pilot: PilotSet) -> None:

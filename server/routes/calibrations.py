@@ -13,15 +13,16 @@ router = APIRouter(prefix="/v1/palette", tags=["palette"])
 
 
 @router.get("/calibrations")
-async def list_calibrations(context: InContext) -> dict[str, Any]:
-    """Return the calibrations of this model, and which one a plain request gets."""
-    shelf = context.aligner.shelf
+async def list_calibrations(context: InContext, model: str | None = None) -> dict[str, Any]:
+    """Return the calibrations of a model, and which one a plain request gets."""
+    shelf = context.aligner_of(model).shelf
     default = shelf.default
     return {
         "calibrations": [
             {
                 **summary(one.calibration),
                 "source": one.source,
+                "file": None if one.path is None else one.path.name,
                 "default": default is not None and one.calibration.id == default.id,
             }
             for one in shelf.held

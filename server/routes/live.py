@@ -4,23 +4,28 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from datetime import UTC, datetime
-from typing import Any
+from typing import Annotated, Any
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Query
 
 from server.live.monitor import ALPHA, Watched
+from server.routes.basis import find_basis
 from server.routes.context import InContext
+from server.schemas import NamedConditions
 
 router = APIRouter(prefix="/v1/palette", tags=["palette"])
 
 
 @router.get("/calibration")
-async def get_calibration(context: InContext) -> dict[str, Any]:
+async def get_calibration(
+    context: InContext, asked: Annotated[NamedConditions, Query()]
+) -> dict[str, Any]:
     """Return the calibration in use, its version and age, and the drift found in each value."""
-    calibration, follower = context.aligner.calibration, context.follower
+    basis, follower = find_basis(context, asked, asked.calibration), context.follower
     mode = context.settings.refresh
-    if calibration is None:
+    if basis is None:
         return {"calibration": None, "refresh": {"mode": mode}, "drift": None}
+    calibration = basis.calibration
     updated = calibration.updated or calibration.info.created
     track = None if follower is None else follower.track(calibration)
     found: dict[str, Any] = {
@@ -33,6 +38,8 @@ async def get_calibration(context: InContext) -> dict[str, Any]:
             "prompts": calibration.pilot.n_prompts,
             "live_prompts": calibration.live_prompts,
             "candidates": calibration.pilot.n_candidates,
+            "valid": not basis.warnings,
+            "warnings": basis.warnings,
         },
         "refresh": {"mode": mode, "half_life": context.settings.refresh_half_life},
         "drift": None,

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Query, Request
 
 from rewards import Sample
 from server.aligning import translated
-from server.calibration import CalibrationMissingError
+from server.routes.basis import basis_of, find_basis
 from server.routes.context import InContext, until_client_leaves
-from server.schemas import ScoreRequest, SolveRequest
+from server.schemas import NamedConditions, ScoreRequest, SolveRequest
 from server.scoring import plain
 from solver import PaletteError, Status, min_candidates, prices
 
@@ -22,17 +22,19 @@ QUANTILES = (0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95)
 
 
 @router.get("/values")
-async def list_values(context: InContext, model: str | None = None) -> dict[str, Any]:
+async def list_values(
+    context: InContext, asked: Annotated[NamedConditions, Query()]
+) -> dict[str, Any]:
     """Return the values with units and, once calibrated, the base model's levels of each."""
-    aligner = context.aligner_of(model)
-    suite, calibration = aligner.rewards, aligner.calibration
+    suite = context.aligner.rewards
+    basis = find_basis(context, asked, asked.calibration)
     values: list[dict[str, Any]] = [
         {"name": value.name, "description": value.description, "unit": value.unit}
         for value in suite.values
     ]
-    if calibration is None:
+    if basis is None:
         return {"values": values, "calibration": None}
-    pilot = calibration.pilot
+    calibration, pilot = basis.calibration, basis.calibration.pilot
     levels = {q: pilot.quantile(q) for q in QUANTILES}
     for i, value in enumerate(values):
         value["base"] = float(pilot.base[i])
@@ -47,6 +49,8 @@ async def list_values(context: InContext, model: str | None = None) -> dict[str,
             "id": calibration.id,
             "prompts": pilot.n_prompts,
             "candidates": pilot.n_candidates,
+            "valid": not basis.warnings,
+            "warnings": basis.warnings,
             **calibration.info.model_dump(mode="json"),
         },
     }
@@ -62,13 +66,10 @@ async def solve_palette(body: SolveRequest, request: Request, context: InContext
     if options.scope == "answer":
         msg = "scope `answer` is solved on the candidates of a request: there are none here"
         raise PaletteError(msg, param="scope")
-    calibration = aligner.shelf.choose(context.settings.sampling, (), options.calibration)
-    if calibration is None:
-        msg = "the model has no calibration yet: run `palette calibrate`"
-        raise CalibrationMissingError(msg)
-    options = translated(options, calibration, aligner.rewards)
+    basis = basis_of(context, body, options.calibration)
+    options = translated(options, basis.calibration, aligner.rewards)
     promise, calibration = await until_client_leaves(
-        request, aligner.promiser.on_live(options, calibration)
+        request, aligner.promiser.on_live(options, basis.calibration)
     )
     assert promise.solution is not None
     assert calibration is not None
@@ -99,6 +100,7 @@ async def solve_palette(body: SolveRequest, request: Request, context: InContext
         "repaired": promise.repair,
         "min_candidates": smallest,
         "calibration": calibration.id,
+        "calibration_warnings": basis.warnings,
         "solve_ms": promise.solve_ms,
     }
 

@@ -4,15 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import time
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Query, Request
 
 from server.aligning import translated
-from server.calibration import Calibration, CalibrationMissingError
+from server.calibration import Calibration
 from server.promise import InfeasiblePaletteError, palette_of
+from server.routes.basis import Basis, basis_of
 from server.routes.context import Context, InContext, until_client_leaves
-from server.schemas import FrontierRequest, NegotiateRequest, PaletteOptions, SpreadRequest
+from server.schemas import (
+    FrontierRequest,
+    NamedConditions,
+    NegotiateRequest,
+    PaletteOptions,
+    SpreadRequest,
+)
 from solver import (
     PaletteError,
     Party,
@@ -35,7 +42,8 @@ async def trace_frontier(
         await until_client_leaves(request, context.aligner.layers.resolve(body.palette))
     ).options
     assert options is not None
-    calibration = _calibration(context, body.model, options.candidates, options.calibration)
+    basis = basis_of(context, body, options.calibration)
+    calibration = _covering(context, basis, options.candidates)
     options = translated(options, calibration, context.aligner.rewards)
     began = time.perf_counter()
     if options.scope == "answer" or options.candidates == "auto":
@@ -66,7 +74,7 @@ async def trace_frontier(
                 "certificate": certificate.to_dict() if certificate else None,
             },
         )
-    return _stamped(curve.to_dict(), calibration, began)
+    return _stamped(curve.to_dict(), basis, began)
 
 
 @router.post("/spread")
@@ -74,7 +82,8 @@ async def spread_palettes(
     body: SpreadRequest, request: Request, context: InContext
 ) -> dict[str, Any]:
     """Return palettes as different from each other as can be, to be offered as profiles."""
-    calibration = _calibration(context, body.model, body.candidates)
+    basis = basis_of(context, body, body.calibration)
+    calibration = _covering(context, basis, body.candidates)
     began = time.perf_counter()
     found = await until_client_leaves(
         request,
@@ -87,7 +96,7 @@ async def spread_palettes(
             max_kl=body.max_kl,
         ),
     )
-    return _stamped({"palettes": [one.to_dict() for one in found]}, calibration, began)
+    return _stamped({"palettes": [one.to_dict() for one in found]}, basis, began)
 
 
 @router.post("/negotiate")
@@ -95,7 +104,8 @@ async def negotiate_palette(
     body: NegotiateRequest, request: Request, context: InContext
 ) -> dict[str, Any]:
     """Return the palette that does best by the least satisfied of several parties."""
-    calibration = _calibration(context, body.model, body.candidates)
+    basis = basis_of(context, body, body.calibration)
+    calibration = _covering(context, basis, body.candidates)
     began = time.perf_counter()
     parties = [
         Party(
@@ -125,30 +135,25 @@ async def negotiate_palette(
         msg = f"No agreement can be served. {agreement.solution.status.sentence}"
         details = {"status": agreement.solution.status.value, "certificate": None}
         raise InfeasiblePaletteError(msg, details)
-    return _stamped(agreement.to_dict(), calibration, began)
+    return _stamped(agreement.to_dict(), basis, began)
 
 
 @router.get("/interference")
 async def report_interference(
-    request: Request, context: InContext, model: str | None = None
+    request: Request, context: InContext, asked: Annotated[NamedConditions, Query()]
 ) -> dict[str, Any]:
     """Return which values pull on each other, and what that does to their multipliers."""
-    calibration, began = _calibration(context, model, 1), time.perf_counter()
+    basis = basis_of(context, asked, asked.calibration)
+    calibration, began = _covering(context, basis, 1), time.perf_counter()
     report = await until_client_leaves(request, asyncio.to_thread(interference, calibration.pilot))
-    return _stamped(report.to_dict(), calibration, began)
+    return _stamped(report.to_dict(), basis, began)
 
 
-def _calibration(
-    context: Context,
-    model: str | None,
-    candidates: int | Literal["auto"] | None,
-    name: str | None = None,
+def _covering(
+    context: Context, basis: Basis, candidates: int | Literal["auto"] | None
 ) -> Calibration:
-    shelf = context.aligner_of(model).shelf
-    calibration = shelf.choose(context.settings.sampling, (), name)
-    if calibration is None:
-        msg = "the model has no calibration yet: run `palette calibrate`"
-        raise CalibrationMissingError(msg)
+    """Return the version that has enough candidates."""
+    calibration = basis.calibration
     if not isinstance(candidates, int):
         candidates = _default(context, calibration)
     return calibration.covering(candidates)
@@ -173,6 +178,11 @@ def _count(context: Context, calibration: Calibration, candidates: int | None) -
     return n_candidates
 
 
-def _stamped(result: dict[str, Any], calibration: Calibration, began: float) -> dict[str, Any]:
+def _stamped(result: dict[str, Any], basis: Basis, began: float) -> dict[str, Any]:
     spent = round(1e3 * (time.perf_counter() - began), 3)
-    return {**result, "calibration": calibration.id, "solve_ms": spent}
+    return {
+        **result,
+        "calibration": basis.calibration.id,
+        "calibration_warnings": basis.warnings,
+        "solve_ms": spent,
+    }

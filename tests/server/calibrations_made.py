@@ -8,7 +8,8 @@ import numpy as np
 
 from rewards import Message
 from server.calibration import NO_SYSTEM, Calibration, folder_of, system_of
-from server.shelf import Held, Shelf
+from server.shelf import Shelf
+from server.shelf_files import Held
 from solver import PilotSet
 from tests.server.conftest import fake_calibration
 

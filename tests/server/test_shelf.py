@@ -11,7 +11,8 @@ import pytest
 from rewards import Message
 from server.backends.base import SamplingSettings
 from server.calibration import NO_SYSTEM, system_of
-from server.shelf import Held, Shelf, UnknownCalibrationError
+from server.shelf import Shelf, UnknownCalibrationError
+from server.shelf_files import Held
 from tests.server.calibrations_made import (
     DAY,
     LEGAL,

@@ -26,6 +26,7 @@ def same(response, wanted):
     assert response.status_code == 200, response.text
     body = without_time(response.json())
     assert body.pop("calibration") == fake_calibration().id
+    assert body.pop("calibration_warnings") == []
     assert body == json.loads(json.dumps(without_time(wanted)))
 
 

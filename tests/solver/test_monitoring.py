@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from solver import Palette, PilotSet, solve
-from solver.monitoring import DriftTest, allowance
+from solver.monitoring import Drift, DriftTest, allowance
 from tests.solver.problems import names
 
 SHAPES = {
@@ -176,3 +176,106 @@ def test_promises_from_a_small_calibration_raise_no_alarm(is_allowed_for):
         ever |= test.drift().direction != 0
     share = ever.reshape(n_pilots, 2).any(axis=1).mean()
     assert share <= 0.05 if is_allowed_for else share > 0.5
+
+
+# kept and gone on with
+
+
+def again(test):
+    """Return another test that goes on from this one's state."""
+    new = DriftTest(len(test.directions), test.alpha)
+    new.restore(test.state())
+    return new
+
+
+def same(one, other):
+    for name, array in one.state().items():
+        np.testing.assert_array_equal(array, other.state()[name], strict=True)
+    for name in Drift.__dataclass_fields__:
+        np.testing.assert_array_equal(getattr(one.drift(), name), getattr(other.drift(), name))
+
+
+def test_a_test_that_is_gone_on_with_is_the_same_test():
+    """Through quiet steps, a drift and its end, with streams that come and go."""
+    rng, restarts = np.random.default_rng(10), np.random.default_rng(11)
+    whole, parts = DriftTest(3, 0.01), DriftTest(3, 0.01)
+    seen = set()
+    for step in range(1500):
+        drift = 1.5 * (300 <= step < 500)
+        z = rng.normal(size=3) + np.array([drift, -drift, 0.0])
+        z[restarts.random(3) < 0.1] = np.nan
+        for one in (whole, parts):
+            one.update(z, np.full(3, 0.1), np.ones(3))
+        seen.add(tuple(whole.directions.tolist()))
+        if restarts.random() < 0.2:
+            parts = again(parts)
+            same(whole, parts)
+    same(whole, parts)
+    assert seen >= {(0, 0, 0), (1, -1, 0)}
+    assert whole.directions.tolist() == [0, 0, 0]
+
+
+def test_a_state_stays_as_it_is():
+    test = DriftTest(2, 0.01)
+    for _ in range(40):
+        test.update([0.3, -0.2], [0.1, 0.1], [1.0, 1.0])
+    kept = test.state()
+    before = {name: array.copy() for name, array in kept.items()}
+    new = DriftTest(2, 0.01)
+    new.restore(kept)
+    for one in (test, new):
+        one.update([0.4, -0.1], [0.1, 0.1], [1.0, 1.0])
+    for name, array in kept.items():
+        np.testing.assert_array_equal(array, before[name])
+
+
+@pytest.mark.parametrize("restart", ["stopped", "killed"])
+def test_restarts_give_no_further_chance_of_a_false_alarm(restart):
+    """1,000 streams of 2,000 steps at the edge of what is allowed, stopped after 40 at the most.
+
+    `killed`: what was counted since the last of the states kept, one every 10 steps, is lost, and
+    only what a state kept knows is told. The test is careful, so this would let a small fault
+    pass; that a test gone on with is the same one is what the test before this shows.
+    """
+    rng, n, alpha = np.random.default_rng(12), 1000, 0.05
+    test, ever = DriftTest(n, alpha), np.zeros(n, dtype=bool)
+    kept = test.state()
+    left, counted = 0, 0
+    while counted < 2000:
+        if left == 0:
+            left = int(rng.integers(1, 41))
+            test = DriftTest(n, alpha)
+            test.restore(kept)
+        test.update(rng.normal(size=n) + 0.1, np.full(n, 0.1), np.ones(n))
+        left, counted = left - 1, counted + 1
+        if restart != "killed" or counted % 10 == 0:
+            kept = test.state()
+            ever |= test.directions != 0
+    assert ever.mean() <= alpha
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"alpha": 0.02}, "its probability or its grid"),
+        ({"n_streams": 3}, "its evidence is float64 of shape"),
+        ({"relief": None}, "there is no relief"),
+        ({"design": None}, "there is no design"),
+        ({"sums": np.full((5, 2), np.nan)}, "its sums is not finite"),
+        ({"evidence": np.full((6, 2, 2), "1.0")}, "its evidence is <U3"),
+        ({"direction": np.zeros(2)}, "its direction is float64"),
+        ({"n_steps": np.array(-1)}, "its number of steps"),
+        ({"n_steps": np.array(1.5)}, "its number of steps"),
+    ],
+)
+def test_what_is_no_state_of_this_test_is_refused_and_changes_nothing(change, told):
+    test = DriftTest(2, 0.01)
+    test.update([0.3, -0.2], [0.1, 0.1], [1.0, 1.0])
+    options = {"n_streams": 2, "alpha": 0.01}
+    state = DriftTest(**options | {k: v for k, v in change.items() if k in options}).state()
+    state |= {k: v for k, v in change.items() if k not in options}
+    state = {name: array for name, array in state.items() if array is not None}
+    before = again(test)
+    with pytest.raises(ValueError, match=told):
+        test.restore(state)
+    same(before, test)

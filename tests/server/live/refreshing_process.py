@@ -1,8 +1,9 @@
 """Processes that follow live traffic as fast as they can, to be killed while they write.
 
 Run as ``python -m tests.server.live.refreshing_process``. Each line on standard input is a job, as
-`Refreshers.work` has it. A forked child writes the number of every version that is on the disk;
-the last line of a job says how the child ended.
+`Refreshers.work` has it. A forked child writes the number of every version that is on the disk,
+and ``watched N`` once the watch has made known what it found in N requests; the last line of a job
+says how the child ended.
 """
 
 from __future__ import annotations
@@ -48,6 +49,10 @@ def follow(root_file, folder, seed, on_saved, most):
         width = int(rng.integers(8, 33))  # so that versions differ in form
         drawn = rng.permutation(rewards[rng.integers(len(rewards))])[:width]
         one.take(Arrival(plan, one.calibration, None, drawn), None)
+        if number % 2:
+            one.tell()
+            told = int(one.monitor.state()["n_steps"])
+            os.write(sys.stdout.fileno(), f"watched {told}\n".encode())
         if one.is_due:
             one.refresh()
             on_saved(one.calibration.version)
@@ -90,9 +95,12 @@ class Refreshers:
 
     def __init__(self, process):
         self._process = process
+        self.watched = None
 
     def work(self, root, folder, seed, *, killed_after=None, then_s=0.0, die_at=None, most=1000):
         """Return the child's exit code, -9 when it was killed, and the versions it told of.
+
+        `watched` is what its watch told of last, None when nothing.
 
         `killed_after` counts versions, `die_at` calls that make one durable, and `most` versions
         after which it ends by itself.
@@ -101,9 +109,12 @@ class Refreshers:
         job |= {"killed_after": killed_after, "then_s": then_s, "die_at": die_at}
         self._process.stdin.write(json.dumps(job) + "\n")
         self._process.stdin.flush()
-        told = []
+        told, self.watched = [], None
         while not (line := self._process.stdout.readline()).startswith("ended"):
-            told.append(int(line))
+            if line.startswith("watched"):
+                self.watched = int(line.split()[1])
+            else:
+                told.append(int(line))
         return int(line.split()[1]), told
 
 

@@ -32,7 +32,10 @@ def settings(tmp_path):
 
 
 async def ask(running, numbers, targets=TARGETS, **palette):
-    """Send one request for each number, with a prompt and a seed of its own; return the reports."""
+    """Send one request for each number, with a prompt and a seed of its own; return the reports.
+
+    They are counted ten at a time at most.
+    """
     found = []
     for number in numbers:
         content = " ".join(["word"] * (number % 7)) + f" {number}"
@@ -43,6 +46,8 @@ async def ask(running, numbers, targets=TARGETS, **palette):
         )
         assert response.status_code == 200, response.text
         found.append(response.json()["palette"])
+        if len(found) % 10 == 0:
+            await running.context.follower.settled()
     await running.context.follower.settled()
     return found
 
@@ -212,7 +217,8 @@ async def test_a_frozen_calibration_stays_and_is_watched(tmp_path, settings, cap
         assert (await state(running))["drift"]["warnings"] == []
         over = [r for r in caplog.records if "is over" in r.getMessage()]
         assert sum("of words" in r.getMessage() for r in over) == 2
-    assert not (settings.state_dir / "live").exists()
+    kept = [path.name for path in (settings.state_dir / "live").iterdir()]
+    assert kept == [f"{name}.watch.npz"]  # what is found, and no live prompts
 
 
 async def test_a_refreshed_calibration_ends_its_drift_itself(tmp_path, settings):
@@ -248,7 +254,7 @@ async def test_what_was_learnt_survives_a_restart(tmp_path, settings, caplog):
             assert (now.id, now.live_prompts > 0) == (before.id, True)
             assert (await ask(running, [900]))[0]["calibration"]["version"] == version
             version += 1  # of the one request, once it stops
-    path = next((settings.state_dir / "live").iterdir())
+    path = settings.state_dir / "live" / f"{before.id}.npz"
     path.write_bytes(path.read_bytes()[:-100])
     async with run_fake(tmp_path, again, is_calibrated=False) as running:
         assert running.context.aligner.calibration.version == 0
@@ -272,6 +278,32 @@ async def test_a_failure_to_follow_stops_no_answer(running, monkeypatch, caplog)
     assert "could not be followed" in caplog.text
     await ask(running, range(3, 5))
     assert running.context.follower.track(fake_calibration()).taken == 2
+
+
+async def test_what_comes_soon_after_is_counted_and_written_together(
+    tmp_path, settings, monkeypatch
+):
+    """And stopping does not wait for more to come."""
+    monkeypatch.setattr("server.live.follower._PACE_S", 3600.0)
+    async with run_fake(tmp_path, settings) as running:
+        follower = running.context.follower
+
+        async def answer(content):
+            messages = [{"role": "user", "content": content}]
+            reply = await running.chat(messages=messages, palette={"targets": TARGETS})
+            assert reply.status_code == 200
+
+        await answer("the first")
+        await until(lambda: follower.tracks() and follower._idle.is_set())
+        track = follower.track(fake_calibration())
+        assert track.taken == 1
+        for number in range(3):
+            await answer(f"another {number}")
+        assert track.taken == 1
+        await follower.settled()
+        assert track.taken == 4
+        await answer("the last")
+    assert track.taken == 5
 
 
 async def test_without_a_calibration_there_is_nothing_to_tell(tmp_path, settings):

@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 
 from server.calibration import folder_of
+from server.live.monitor import Monitor
 from server.live.track import logger
+from server.live.watch_file import load_watch
 from server.settings import load_settings
 from solver import PilotSet
 from tests.server.conftest import fake_calibration, run_fake
@@ -50,6 +52,16 @@ def kept(folder):
     return pilot.metadata["live"]["version"]
 
 
+def watched(folder):
+    """Return how many requests the watch on the disk has seen; raise where it is not whole."""
+    path = folder / f"{fake_calibration().id}.watch.npz"
+    if not path.exists():
+        return 0
+    monitor = Monitor(fake_calibration().pilot.values)
+    load_watch(path, fake_calibration().pilot.fingerprint, monitor)
+    return int(monitor.state()["n_steps"])
+
+
 async def serves(tmp_path, settings, version, seed):
     """Check that a server that starts now serves with this version, and goes on from it."""
     async with run_fake(tmp_path, settings, is_calibrated=False) as running:
@@ -71,12 +83,12 @@ async def serves(tmp_path, settings, version, seed):
     folder = settings.state_dir / "live"
     # The answer served is in the next version; nothing torn is left, and nothing was set aside.
     assert kept(folder) == version + 1
-    assert os.listdir(folder) == [f"{serving.id}.npz"]
+    assert sorted(os.listdir(folder)) == [f"{serving.id}.npz", f"{serving.id}.watch.npz"]
 
 
 async def test_killed_at_any_moment(tmp_path, settings, root_file, folder, caplog):
     rng = random.Random(5)
-    newest, n_made, n_torn = 0, 0, 0
+    newest, n_made, n_torn, n_seen = 0, 0, 0, 0
     with caplog.at_level("WARNING", logger.name), refreshers() as children:
         n = -1
         # On until enough kills came amid a write: where they come is chance, and one that never
@@ -92,9 +104,14 @@ async def test_killed_at_any_moment(tmp_path, settings, root_file, folder, caplo
             assert kept(folder) in (newest, newest + 1)
             newest = kept(folder)
             n_torn += folder.exists() and any(folder.glob(".*.tmp"))
+            # The watch goes on from what was on the disk, and has all that it has told of.
+            assert watched(folder) >= max(n_seen, children.watched or 0)
+            n_seen = watched(folder)
             if rng.random() < 0.5:  # else the next process is the first to open what is left
                 await serves(tmp_path, settings, newest, n)
                 newest += 1
+                assert watched(folder) == n_seen + 1
+                n_seen += 1
         await serves(tmp_path, settings, newest, n)
     assert not caplog.records
     assert n_made >= KILLS
@@ -103,14 +120,18 @@ async def test_killed_at_any_moment(tmp_path, settings, root_file, folder, caplo
 
 async def test_killed_at_each_step_that_makes_it_durable(tmp_path, settings, root_file, folder):
     """Before the first fsync of two versions, before the second, ... until it is not killed."""
-    newest = 0
+    newest = n_seen = 0
     with refreshers() as children:
         for step in range(100):
             code, told = children.work(root_file, folder, step, die_at=step, most=2)
             assert kept(folder) - newest - len(told) in (0, 1)
             newest = kept(folder)
+            assert watched(folder) >= max(n_seen, children.watched or 0)
+            n_seen = watched(folder)
             await serves(tmp_path, settings, newest, step)
             newest += 1
+            assert watched(folder) == n_seen + 1
+            n_seen += 1
             if code == 0:
                 break
             assert code == -9
