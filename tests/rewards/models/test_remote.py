@@ -15,7 +15,7 @@ import pytest
 
 from rewards import RewardConfigError, RewardModelError, Sample, ScoringError, load_rewards
 from rewards.checking import check_rewards
-from rewards.models import remote
+from rewards.models import endpoint
 
 # What an api is sent, and how its answer is read. The good answers below are the answer's length.
 ENTRIES = {
@@ -327,7 +327,7 @@ async def test_a_broken_connection_is_tried_again(serve, load):
 async def test_pauses(serve, load, monkeypatch):
     upstream = serve("webhook")
     pauses = []
-    monkeypatch.setattr(remote, "_pause", pauses.append)
+    monkeypatch.setattr(endpoint, "_pause", pauses.append)
     async with load("webhook", upstream.url, "retries: 4, timeout_s: 60") as suite:
         then = formatdate(time.time() + 20, usegmt=True)
         waits = [{"Retry-After": "7"}, {"Retry-After": then}, {"Retry-After": "soon"}, {}]
@@ -391,7 +391,7 @@ async def test_wrong_replies(api, reply, problem, serve, load):
     "fault", ["html", "redirect", "missing", "too long", "broken", "slow", "down"]
 )
 async def test_one_remote_fails_and_the_others_still_score(api, fault, serve, load, monkeypatch):
-    monkeypatch.setattr(remote, "_pause", lambda _: None)
+    monkeypatch.setattr(endpoint, "_pause", lambda _: None)
     upstream = serve(api)
     echo = f"<html>{SECRET}</html>".encode()
     script, problem = {
@@ -427,12 +427,12 @@ async def test_one_remote_fails_and_the_others_still_score(api, fault, serve, lo
 
 
 def change(suite, **fields):
-    """Change the configuration of a remote that runs.
+    """Change where a remote that runs posts to, and how long it waits.
 
     So a timeout can be short where it is to be met, and what works has a busy machine's time.
     """
-    far = suite._scorers["far"]
-    far._config = far._config.model_copy(update=fields)
+    for name, value in fields.items():
+        setattr(suite._scorers["far"]._endpoint, name, value)
 
 
 def unused_port():
@@ -471,7 +471,7 @@ async def test_the_wait_is_bounded_whatever_hangs(serve, load, monkeypatch):
     async with load("webhook", upstream.url, "timeout_s: 60") as suite:
         change(suite, timeout_s=0.1)
         # Looking up a name has no timeout of its own.
-        monkeypatch.setattr(remote.RemoteScorer, "_send", lambda *_: upstream.release.wait(5))
+        monkeypatch.setattr(endpoint.Endpoint, "_send", lambda *_: upstream.release.wait(5))
         with pytest.raises(ScoringError, match=r"within 0\.1 s"):
             await suite.score(samples("x"))
         assert not upstream.release.is_set()
@@ -479,7 +479,7 @@ async def test_the_wait_is_bounded_whatever_hangs(serve, load, monkeypatch):
 
 
 async def test_a_reply_is_bounded(serve, load, monkeypatch):
-    monkeypatch.setattr(remote, "_MAX_REPLY_BYTES", 1000)
+    monkeypatch.setattr(endpoint, "_MAX_REPLY_BYTES", 1000)
     upstream = serve("webhook")
     async with load("webhook", upstream.url) as suite:
         upstream.script = [(200, {}, b" " * 1001)]
@@ -570,7 +570,7 @@ async def test_a_remote_is_seen_to_be_down_and_to_be_back(serve, load, monkeypat
     """Nobody asks for its value in between."""
     monkeypatch.setattr("rewards.trials.FIRST_PAUSE_S", 0.0)
     monkeypatch.setattr("rewards.trials.LONGEST_PAUSE_S", 0.001)
-    monkeypatch.setattr(remote, "_pause", lambda _: None)
+    monkeypatch.setattr(endpoint, "_pause", lambda _: None)
     upstream = serve("webhook")
 
     def held(handler, body):
