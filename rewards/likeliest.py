@@ -46,7 +46,7 @@ def answer_of(reply: Any, words: Sequence[Sequence[str]]) -> list[float]:
     """
     try:
         entry = reply["choices"][0]["logprobs"]["content"][0]
-        top = {one["token"]: float(one["logprob"]) for one in entry["top_logprobs"]}
+        top = {str(one["token"]): float(one["logprob"]) for one in entry["top_logprobs"]}
         least = min(top.values())
     except (KeyError, IndexError, TypeError, ValueError) as error:
         raise NoLikeliestError(

@@ -7,6 +7,7 @@ import json
 import socket
 import threading
 import time
+from contextlib import contextmanager
 from email.utils import formatdate
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -61,6 +62,9 @@ class Upstream(ThreadingHTTPServer):
         self.seen = []
         self.release = threading.Event()
 
+    def good(self, body):
+        return good(self.api, body)
+
     @property
     def url(self):
         return f"http://127.0.0.1:{self.server_port}/post"
@@ -82,7 +86,7 @@ class Handler(BaseHTTPRequestHandler):
             if step is None:
                 self.close_connection = True
                 return
-        status, headers, reply = step or (200, {}, good(server.api, body))
+        status, headers, reply = step or (200, {}, server.good(body))
         content = reply if isinstance(reply, bytes) else json.dumps(reply).encode()
         self.send_response(status)
         for name, value in headers.items():
@@ -95,10 +99,16 @@ class Handler(BaseHTTPRequestHandler):
 @pytest.fixture
 def serve():
     """Return a function that starts the upstream of an api."""
+    with starting() as start:
+        yield start
+
+
+@contextmanager
+def starting(kind=Upstream):
     started = []
 
     def start(api):
-        server = Upstream(api)
+        server = kind(api)
         thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
         thread.start()
         started.append((server, thread))
