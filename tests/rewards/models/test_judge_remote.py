@@ -6,6 +6,7 @@ import asyncio
 import json
 import math
 import threading
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from numpy.testing import assert_allclose
 from rewards import RewardConfigError, RewardModelError, Sample, ScoringError, load_rewards
 from rewards.base import TRIAL
 from rewards.checking import check_rewards
-from rewards.models import endpoint
+from rewards.models import endpoint, judge_remote
 from server import embedded
 from server.backends.hf_local import HfLocalBackend
 from tests.rewards.models.test_remote import (
@@ -156,6 +157,24 @@ async def test_questions_overlap_up_to_the_bound(serve, load):
     assert most == 3
 
 
+async def test_a_questions_time_begins_with_its_turn(serve, load, monkeypatch):
+    """Six questions of 8 s each, one after the other, and 10 s for each."""
+    upstream, now = serve(), [0.0]
+    clock = SimpleNamespace(monotonic=lambda: now[0])
+
+    def last(_, body):
+        now[0] += 8.0
+        return 200, {}, upstream.good(body)
+
+    async with load(upstream, "max_concurrent: 1, timeout_s: 10") as suite:
+        monkeypatch.setattr(endpoint, "time", clock)
+        monkeypatch.setattr(judge_remote, "time", clock)
+        upstream.script = [last] * 6
+        scores = await suite.score(samples("a", "bb", "ccc"), ["kind"])
+    assert_allclose(scores, [[0.1], [0.2], [0.3]])
+    assert now == [48.0]
+
+
 NO_TOP = {"choices": [{"logprobs": {"content": [{"token": "Yes", "logprob": -1.0}]}}]}
 ECHO = f"<html>{SECRET}</html>".encode()
 
@@ -198,7 +217,7 @@ async def test_a_judge_fails_and_the_others_still_score(fault, serve, load, monk
         assert caught.value.scorer == "far"
         assert "127.0.0.1" in str(caught.value)
         assert SECRET not in str(caught.value)
-        assert caught.value.__cause__ is None
+        assert caught.value.__suppress_context__
         # A value that may be missing: the request is answered without it.
         upstream.script = [(404, {}, ECHO)] * 2
         change(suite, timeout_s=60)
