@@ -119,7 +119,10 @@ def load_rewards(
         torch_threads=torch_threads,
         queue_tokens=queue_tokens,
         timeout_s=timeout_s,
-        needs_judge=any(isinstance(scorers[scorer], JudgeConfig) for scorer in fed),
+        needs_judge=any(
+            isinstance(config, JudgeConfig) and config.url is None
+            for config in (scorers[scorer] for scorer in fed)
+        ),
     )
 
 
@@ -160,8 +163,7 @@ def build_scorer(name: str, values: Sequence[str], config: ScorerConfig, folder:
     if isinstance(config, RemoteConfig):
         from rewards.models.remote import RemoteScorer
 
-        token_file = folder / Path(config.token_file).expanduser() if config.token_file else None
-        return RemoteScorer(name, values, config, token_file)
+        return RemoteScorer(name, values, config, _token_file(config, folder))
     if isinstance(config, PythonConfig):
         from rewards.models.entry_point import EntryPointScorer
 
@@ -170,6 +172,10 @@ def build_scorer(name: str, values: Sequence[str], config: ScorerConfig, folder:
         from rewards.models.vllm_pooling import VllmPoolingScorer
 
         return VllmPoolingScorer(name, values, config, find_model(config.model, folder))
+    if isinstance(config, JudgeConfig) and config.url is not None:
+        from rewards.models.judge_remote import RemoteJudge
+
+        return RemoteJudge(name, values, config, _token_file(config, folder))
     if isinstance(config, JudgeConfig):
         from rewards.models.judge import JudgeScorer
 
@@ -209,6 +215,10 @@ def _build_model(
     from rewards.models.sequence_classifier import SequenceClassifier
 
     return SequenceClassifier(name, values, config, source)
+
+
+def _token_file(config: RemoteConfig | JudgeConfig, folder: Path) -> Path | None:
+    return folder / Path(config.token_file).expanduser() if config.token_file else None
 
 
 def find_model(model: str, folder: Path) -> Path | str:

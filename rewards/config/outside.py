@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Literal
-from urllib.parse import urlsplit
 
 from pydantic import Field, JsonValue, field_validator, model_validator
 
 from rewards.config.inputs import ChatInput, InputConfig
 from rewards.config.outputs import OutputConfig, ReadsOutputs
-from rewards.config.section import Scored
+from rewards.config.section import Scored, checked_url
 
 
 class RemoteConfig(ReadsOutputs):
@@ -48,15 +47,7 @@ class RemoteConfig(ReadsOutputs):
     @field_validator("url")
     @classmethod
     def _is_endpoint(cls, url: str) -> str:
-        try:
-            parts = urlsplit(url)
-            is_address = bool(parts.hostname) and parts.port != 0
-        except ValueError:
-            is_address = False
-        if not is_address or parts.scheme not in ("http", "https"):
-            raise ValueError("the url must be http://host:port/path or https://host/path")
-        if parts.username is not None or parts.password is not None or parts.fragment:
-            raise ValueError("no user, password or fragment in the url; see token_file")
+        parts = checked_url(url)
         if parts.path in ("", "/"):
             raise ValueError(
                 "the url lacks its path; vLLM has /classify and /score, TEI /predict, OpenRLHF "

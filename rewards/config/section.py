@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from typing import Annotated, Any, ClassVar
+from urllib.parse import SplitResult, urlsplit
 
 from pydantic import (
     BaseModel,
@@ -49,3 +50,23 @@ class Scored(Section):
     def output_names(self) -> tuple[str, ...]:
         """Names of its outputs."""
         return (SCORE,)
+
+
+def checked_url(url: str) -> SplitResult:
+    """Return the parts of an address that texts are posted to.
+
+    Raises
+    ------
+    ValueError
+        When it is none, or holds a secret.
+    """
+    try:
+        parts = urlsplit(url)
+        is_address = bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        is_address = False
+    if not is_address or parts.scheme not in ("http", "https"):
+        raise ValueError("the url must be http://host:port/path or https://host/path")
+    if parts.username is not None or parts.password is not None or parts.fragment:
+        raise ValueError("no user, password or fragment in the url; see token_file")
+    return parts

@@ -24,9 +24,7 @@ class JudgeScorer(JudgedScorer):
         super().__init__(name, values)
         self.outputs = config.output_names
         self._config = config
-        self._questions = [
-            config.template.format(question=question) for question in config.asked.values()
-        ]
+        self._questions = config.put
         self._words = (config.yes_words, config.no_words)
 
     @override

@@ -1,37 +1,16 @@
-"""Questions about answers, as chat completions of one token with its likeliest alternatives."""
+"""Answers to questions about answers, as an upstream's replies tell them."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
-
-from rewards import Message, Sample
+from rewards import likeliest
 from server.backends.base import UpstreamError
-
-# OpenAI's own limit.
-_N_TOP = 20
-
-
-def question_fields(sample: Sample, question: str) -> dict[str, Any]:
-    """Return the fields of a request that asks about an answer."""
-    return {
-        "messages": [
-            *sample.messages,
-            Message(role="assistant", content=sample.answer),
-            Message(role="user", content=question),
-        ],
-        "logprobs": True,
-        "top_logprobs": _N_TOP,
-    }
 
 
 def answer_of(reply: Any, words: Sequence[Sequence[str]]) -> list[float]:
-    """Return the log-probability that the reply begins with a word of each set, in nats.
-
-    A token counts for the words that begin with it, unless they are of two sets. A set that none of
-    the tokens told belongs to has the probability of the least likely one: it has no more.
+    """Return what `rewards.likeliest.answer_of` does.
 
     Raises
     ------
@@ -41,28 +20,8 @@ def answer_of(reply: Any, words: Sequence[Sequence[str]]) -> list[float]:
         When no token belongs to any set.
     """
     try:
-        entry = reply["choices"][0]["logprobs"]["content"][0]
-        top = {one["token"]: float(one["logprob"]) for one in entry["top_logprobs"]}
-        least = min(top.values())
-    except (KeyError, IndexError, TypeError, ValueError) as error:
-        msg = (
-            "the upstream model server does not tell the likeliest first tokens (top_logprobs), so "
-            "its model cannot judge"
-        )
-        raise UpstreamError(msg) from error
-    found: list[list[float]] = [[] for _ in words]
-    for token, logprob in top.items():
-        fitting = [
-            at
-            for at, group in enumerate(words)
-            if token.strip() and any(word.startswith(token) for word in group)
-        ]
-        if len(fitting) == 1:
-            found[fitting[0]].append(logprob)
-    if not any(found):
-        wanted = ", ".join(repr(word) for group in words for word in group)
-        raise ValueError(
-            f"none of the {len(top)} likeliest beginnings of the model's reply is one of {wanted}: "
-            "put a question that these words answer, or let the model answer without thinking first"
-        )
-    return [float(np.logaddexp.reduce(logprobs)) if logprobs else least for logprobs in found]
+        return likeliest.answer_of(reply, words)
+    except likeliest.NoLikeliestError as error:
+        raise UpstreamError(
+            f"asked about an answer, the upstream model server fails: {error}"
+        ) from error

@@ -24,6 +24,7 @@ from pydantic import SecretStr
 from typing_extensions import override
 
 from rewards import Message, Sample
+from rewards.likeliest import question_fields
 from server.backends.base import (
     Backend,
     BackendError,
@@ -37,7 +38,7 @@ from server.backends.base import (
     Tools,
     UpstreamError,
 )
-from server.backends.openai_asking import answer_of, question_fields
+from server.backends.openai_asking import answer_of
 from server.backends.openai_fetching import Failure, Fetcher, Job
 from server.backends.openai_probe import UNKNOWN_CONTEXT, Discovery, discover
 from server.backends.openai_transport import TransientError, Upstream

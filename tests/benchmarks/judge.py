@@ -1,12 +1,14 @@
 """What judged values cost beside the generation of the answers that they judge, on vLLM.
 
-    python -m tests.benchmarks.judge [--rounds 3]
+    python -m tests.benchmarks.judge [--model larger] [--answer-tokens 120 256 400] [--caches on]
 
-Two models: the embedded one, as it answers (few tokens: what a request costs as such is most of
-it); and a larger Llama with random weights, made on the spot, with prompts of 150 tokens and
-answers of 120. Of each: 64 candidates generated alone; generated, and judged by five questions as
-they finish; and the same on an engine without prefix caching. Seconds of this process and the
-engine's, and of the clock, are the median of the rounds; sides take turns.
+Two models: the embedded one, as it answers (few tokens, fewer than the questions have); and a
+larger Llama with random weights, made on the spot, with prompts of 150 tokens and answers as long
+as you say. Of each: 64 candidates generated alone; generated, and judged by five questions as they
+finish; and the same on an engine without prefix caching. Seconds of this process and the engine's,
+and of the clock, are sums over the rounds; sides take turns. The prompts of the rounds differ in
+length by a quarter of a cache block: how much of an answer's last block is read again depends on
+where it ends.
 """
 
 from __future__ import annotations
@@ -46,6 +48,8 @@ REWARDS = {
     "values": {one: {"from": f"judge.{one}"} for one in QUALITIES},
 }
 CPU_TICKS = os.sysconf("SC_CLK_TCK")
+# What vLLM shares on a CPU, in tokens; a multiple of four rounds covers all ends of a block evenly.
+BLOCK = 32
 # The engine's only end token, without which answers are as long as they may be.
 END = ((2, -100.0),)
 
@@ -80,15 +84,21 @@ def cpu_seconds(pids: list[int]) -> float:
     return spent
 
 
+def spent_tokens(backend, suite):
+    """Return the tokens of all questions so far, those from the cache, and how many were asked."""
+    health = backend.health()
+    n_questions = suite.health()["judge"]["texts"] * len(QUALITIES)
+    return np.array([health["asked_tokens"], health["cached_asked_tokens"], n_questions])
+
+
 async def prompt_of(backend, number, n_tokens):
-    """Return a prompt that no other one shares its beginning with, of about so many tokens."""
-    words = f"{number} is my number. How do I keep my houseplants alive? "
-    text = words
+    """Return a prompt that no other one shares its beginning with, of at least so many tokens."""
+    text = f"{number} is my number. How do I keep my houseplants alive?"
     while True:
         prompt = await backend.render([{"role": "user", "content": text}])
         if len(prompt.token_ids) >= n_tokens:
             return prompt
-        text += "Tell me about water, light and soil. "
+        text += " the"  # one token
 
 
 async def run(backend, suite, prompt, sampling, seed):
@@ -117,28 +127,28 @@ async def measure(model, rewards_file, *, n_prompt, sampling, rounds, caches):
     await suite.start()
     try:
         found = {"alone": [], "judged": []}
-        before = backend.health()
         for number in range(-1, rounds):
+            if number == 0:  # the round before has warmed the engine up
+                before = spent_tokens(backend, suite)
             sides = list(itertools.islice(itertools.cycle(found), number % 2, number % 2 + 2))
             for side in sides:
                 # Another prompt each time: nothing is cached that this request did not read.
-                prompt = await prompt_of(backend, f"{number}{side}", n_prompt)
+                length = n_prompt + number * BLOCK // 4
+                prompt = await prompt_of(backend, f"{number}{side}", length)
                 judges = suite if side == "judged" else None
                 spent = await run(backend, judges, prompt, sampling, number + 1)
-                if number >= 0:  # the first round warms the engine up
+                if number >= 0:
                     found[side].append(spent)
-        health = backend.health()
+        asked, cached, n_asked = spent_tokens(backend, suite) - before
     finally:
         await backend.close()
         await suite.close()
-    asked = health["asked_tokens"] - before["asked_tokens"]
-    cached = health["cached_asked_tokens"] - before["cached_asked_tokens"]
-    (alone, alone_s, n_tokens), (judged, judged_s, _) = (
-        np.median(found[side], axis=0).tolist() for side in ("alone", "judged")
+    (alone, alone_s, _), (judged, judged_s, n_tokens) = (
+        np.sum(found[side], axis=0).tolist() for side in ("alone", "judged")
     )
     return {
         "prompt_tokens": len(prompt.token_ids),
-        "answer_tokens": round(n_tokens, 1),
+        "answer_tokens": round(n_tokens / rounds, 1),
         "alone_cpu_s": round(alone, 3),
         "judged_cpu_s": round(judged, 3),
         "added_cpu": round(judged / alone - 1, 3),
@@ -146,37 +156,38 @@ async def measure(model, rewards_file, *, n_prompt, sampling, rounds, caches):
         "judged_wall_s": round(judged_s, 3),
         "added_wall": round(judged_s / alone_s - 1, 3),
         "asked_tokens_cached": round(cached / asked, 3),
+        "new_tokens_a_question": round((asked - cached) / n_asked, 1),
     }
 
 
 async def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=4)
     parser.add_argument("--model", choices=("embedded", "larger", "both"), default="both")
+    parser.add_argument("--answer-tokens", type=int, nargs="+", default=[120])
+    parser.add_argument("--caches", choices=("on", "off", "both"), default="both")
     options = parser.parse_args()
     logging.disable(logging.WARNING)
     print(json.dumps({"candidates": N, "questions": len(QUALITIES)}), flush=True)
     with tempfile.TemporaryDirectory() as folder:
         rewards_file = Path(folder) / "rewards.yaml"
         rewards_file.write_text(json.dumps(REWARDS))  # JSON is YAML
-        larger = SamplingSettings(max_tokens=120, logit_bias=END)
-        models = {
-            "embedded": (embedded.CHAT_MODEL, 0, SamplingSettings(max_tokens=256)),
-            "larger": (larger_model(Path(folder) / "larger"), 150, larger),
-        }
-        for name, (model, n_prompt, sampling) in models.items():
-            if options.model not in (name, "both"):
-                continue
-            for caches in (True, False):
+        cases = [("embedded", embedded.CHAT_MODEL, 0, SamplingSettings(max_tokens=256))]
+        larger = larger_model(Path(folder) / "larger")
+        for n_answer in options.answer_tokens:
+            sampling = SamplingSettings(max_tokens=n_answer, logit_bias=END)
+            cases.append(("larger", larger, 150, sampling))
+        for (name, model, n_prompt, sampling), side in itertools.product(cases, ("on", "off")):
+            if options.model in (name, "both") and options.caches in (side, "both"):
                 found = await measure(
                     model,
                     rewards_file,
                     n_prompt=n_prompt,
                     sampling=sampling,
                     rounds=options.rounds,
-                    caches=caches,
+                    caches=side == "on",
                 )
-                print(json.dumps({"model": name, "prefix_cache": caches, **found}), flush=True)
+                print(json.dumps({"model": name, "prefix_cache": side, **found}), flush=True)
 
 
 if __name__ == "__main__":

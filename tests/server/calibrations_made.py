@@ -7,8 +7,9 @@ from datetime import UTC, datetime
 import numpy as np
 
 from rewards import Message
+from server.backends.base import SamplingSettings
 from server.calibration import NO_SYSTEM, Calibration, folder_of, system_of
-from server.shelf import Shelf
+from server.shelf import Shelf, load_shelf
 from server.shelf_files import Held
 from solver import PilotSet
 from tests.server.conftest import fake_calibration
@@ -43,3 +44,19 @@ def shelf_of(*calibrations, **options):
 def keep(settings, *calibrations):
     for number, one in enumerate(calibrations):
         one.save(folder_of(settings.state_dir) / f"{number}.npz")
+
+
+def load(tmp_path, named=None, **changes):
+    """Return the shelf of a server of the fakes that starts on this folder."""
+    options = {
+        "values": VALUES,
+        "model_fingerprint": MODEL,
+        "rewards_fingerprint": fake_calibration().info.rewards_fingerprint,
+        "sampling": SamplingSettings(),
+    }
+    return load_shelf(named, tmp_path / "state", tmp_path / "shipped.npz", **options | changes)
+
+
+def found(shelf):
+    """Return what stands on a shelf: ids, and where each is from."""
+    return {(one.calibration.id, one.source) for one in shelf.held}

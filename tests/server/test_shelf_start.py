@@ -6,28 +6,22 @@ from dataclasses import replace
 
 import pytest
 
-from server.backends.base import SamplingSettings
 from server.calibration import NO_SYSTEM, CalibrationError, folder_of, load_calibration
-from server.shelf import Shelf, load_shelf
+from server.shelf import Shelf
 from solver import PilotSet
-from tests.server.calibrations_made import MODEL, PALETTE, SUPPORT, VALUES, hashed, keep, made
-from tests.server.conftest import fake_calibration, run_fake
+from tests.server.calibrations_made import (
+    PALETTE,
+    SUPPORT,
+    VALUES,
+    found,
+    hashed,
+    keep,
+    load,
+    made,
+)
+from tests.server.conftest import run_fake
 
 # what is put there at the start
-
-
-def load(tmp_path, named=None, **changes):
-    options = {
-        "values": VALUES,
-        "model_fingerprint": MODEL,
-        "rewards_fingerprint": fake_calibration().info.rewards_fingerprint,
-        "sampling": SamplingSettings(),
-    }
-    return load_shelf(named, tmp_path / "state", tmp_path / "shipped.npz", **options | changes)
-
-
-def found(shelf):
-    return {(one.calibration.id, one.source) for one in shelf.held}
 
 
 def test_nothing_anywhere(tmp_path):

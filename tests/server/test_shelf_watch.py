@@ -17,9 +17,9 @@ from server.live.track import Track
 from server.settings import load_settings
 from server.shelf import Shelf
 from solver import PilotSet
+from tests.server.calibrations_made import PALETTE, asked, found, load, made
 from tests.server.conftest import chat_body, fake_calibration, run_fake
 from tests.server.test_adapters import Adapted
-from tests.server.test_shelf import PALETTE, asked, found, load, made
 from tests.server.waiting import until
 
 A, B = made(1), made(2, temperature=0.7)

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import socket
 import threading
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 from rewards import Sample
+
+SECRET = "the-secret-answer"
 
 # What an api is sent, and how its answer is read. The good answers below are the answer's length.
 ENTRIES = {
@@ -109,3 +112,26 @@ def starting(kind=Upstream):
 def samples(*answers):
     dialogue = ({"role": "system", "content": "be kind"}, {"role": "user", "content": "hello"})
     return [Sample(dialogue, answer) for answer in answers]
+
+
+def change(suite, **fields):
+    """Change where a remote that runs posts to, and how long it waits.
+
+    So a timeout can be short where it is to be met, and what works has a busy machine's time.
+    """
+    for name, value in fields.items():
+        setattr(suite._scorers["far"]._endpoint, name, value)
+
+
+def unused_port():
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+def trickle(handler, _):
+    handler.send_response(200)
+    handler.send_header("Content-Length", "100000")
+    handler.end_headers()
+    while not handler.server.release.wait(0.02):
+        handler.wfile.write(b" ")

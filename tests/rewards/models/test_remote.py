@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import socket
 import threading
 import time
 from email.utils import formatdate
@@ -12,10 +11,16 @@ import numpy as np
 import pytest
 
 from rewards import RewardModelError, ScoringError
-from rewards.models import remote
-from tests.rewards.models.remote_upstream import ENTRIES, good, samples
-
-SECRET = "the-secret-answer"
+from rewards.models import endpoint
+from tests.rewards.models.remote_upstream import (
+    ENTRIES,
+    SECRET,
+    change,
+    good,
+    samples,
+    trickle,
+    unused_port,
+)
 
 
 async def test_requests_overlap_up_to_the_bound(serve, load):
@@ -82,7 +87,7 @@ async def test_a_broken_connection_is_tried_again(serve, load):
 async def test_pauses(serve, load, monkeypatch):
     upstream = serve("webhook")
     pauses = []
-    monkeypatch.setattr(remote, "_pause", pauses.append)
+    monkeypatch.setattr(endpoint, "_pause", pauses.append)
     async with load("webhook", upstream.url, "retries: 4, timeout_s: 60") as suite:
         then = formatdate(time.time() + 20, usegmt=True)
         waits = [{"Retry-After": "7"}, {"Retry-After": then}, {"Retry-After": "soon"}, {}]
@@ -107,7 +112,7 @@ async def test_pauses(serve, load, monkeypatch):
     "fault", ["html", "redirect", "missing", "too long", "broken", "slow", "down"]
 )
 async def test_one_remote_fails_and_the_others_still_score(api, fault, serve, load, monkeypatch):
-    monkeypatch.setattr(remote, "_pause", lambda _: None)
+    monkeypatch.setattr(endpoint, "_pause", lambda _: None)
     upstream = serve(api)
     echo = f"<html>{SECRET}</html>".encode()
     script, problem = {
@@ -142,29 +147,6 @@ async def test_one_remote_fails_and_the_others_still_score(api, fault, serve, lo
             np.testing.assert_array_equal(await suite.score(samples("a b")), [[3, 2]])
 
 
-def change(suite, **fields):
-    """Change the configuration of a remote that runs.
-
-    So a timeout can be short where it is to be met, and what works has a busy machine's time.
-    """
-    far = suite._scorers["far"]
-    far._config = far._config.model_copy(update=fields)
-
-
-def unused_port():
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
-
-
-def trickle(handler, _):
-    handler.send_response(200)
-    handler.send_header("Content-Length", "100000")
-    handler.end_headers()
-    while not handler.server.release.wait(0.02):
-        handler.wfile.write(b" ")
-
-
 @pytest.mark.parametrize(
     "fault", [trickle, lambda handler, _: handler.server.release.wait(20) and None]
 )
@@ -187,7 +169,7 @@ async def test_the_wait_is_bounded_whatever_hangs(serve, load, monkeypatch):
     async with load("webhook", upstream.url, "timeout_s: 60") as suite:
         change(suite, timeout_s=0.1)
         # Looking up a name has no timeout of its own.
-        monkeypatch.setattr(remote.RemoteScorer, "_send", lambda *_: upstream.release.wait(5))
+        monkeypatch.setattr(endpoint.Endpoint, "_send", lambda *_: upstream.release.wait(5))
         with pytest.raises(ScoringError, match=r"within 0\.1 s"):
             await suite.score(samples("x"))
         assert not upstream.release.is_set()
@@ -195,7 +177,7 @@ async def test_the_wait_is_bounded_whatever_hangs(serve, load, monkeypatch):
 
 
 async def test_a_reply_is_bounded(serve, load, monkeypatch):
-    monkeypatch.setattr(remote, "_MAX_REPLY_BYTES", 1000)
+    monkeypatch.setattr(endpoint, "_MAX_REPLY_BYTES", 1000)
     upstream = serve("webhook")
     async with load("webhook", upstream.url) as suite:
         upstream.script = [(200, {}, b" " * 1001)]
@@ -221,7 +203,7 @@ async def test_a_remote_is_seen_to_be_down_and_to_be_back(serve, load, monkeypat
     """Nobody asks for its value in between."""
     monkeypatch.setattr("rewards.trials.FIRST_PAUSE_S", 0.0)
     monkeypatch.setattr("rewards.trials.LONGEST_PAUSE_S", 0.001)
-    monkeypatch.setattr(remote, "_pause", lambda _: None)
+    monkeypatch.setattr(endpoint, "_pause", lambda _: None)
     upstream = serve("webhook")
 
     def held(handler, body):
