@@ -6,7 +6,7 @@ import asyncio
 import dataclasses
 import functools
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Self
 
 import numpy as np
@@ -26,6 +26,7 @@ from rewards.config import TransformConfig
 from rewards.config_file import FieldPath, suggest
 from rewards.errors import RewardConfigError, RewardError
 from rewards.identity import hash_json
+from rewards.judging import Asked, Judging
 from rewards.pairs import Pair, find_problem, samples_of, unscorable
 from rewards.running import Runner
 
@@ -47,10 +48,13 @@ class Attempt:
         NaN in the columns that failed.
     failures : dict of str to str
         Column -> why it failed.
+    asked : Asked
+        What the chat model was asked for it.
     """
 
     rewards: FloatArray
     failures: dict[str, str]
+    asked: Asked = field(default_factory=Asked)
 
 
 class RewardSuite:
@@ -265,7 +269,7 @@ class RewardSuite:
                 rewards.append(np.full(len(samples), np.nan))
             else:
                 rewards.append(column.read(outcome.scores, self._scorers))
-        return Attempt(np.column_stack(rewards), failures)
+        return Attempt(np.column_stack(rewards), failures, outcome.asked)
 
     def score_sync(
         self, samples: Sequence[Sample], names: Collection[str] | None = None
@@ -276,6 +280,10 @@ class RewardSuite:
     def health(self) -> dict[str, dict[str, object]]:
         """Return, by scorer: state (ok, failing, hung), last error, batches, texts, ..."""
         return self._runner.health()
+
+    def judging(self) -> dict[str, Judging]:
+        """Return what the chat model was asked, by scorer that has asked something."""
+        return self._runner.judging()
 
     async def __aenter__(self) -> Self:
         """Start."""

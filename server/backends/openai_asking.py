@@ -27,6 +27,13 @@ def question_fields(sample: Sample, question: str) -> dict[str, Any]:
     }
 
 
+def n_prompt_tokens(reply: Any) -> int:
+    """Return the tokens of the prompt, as the upstream counts them; 0 when it does not tell."""
+    usage = reply.get("usage") if isinstance(reply, dict) else None
+    told = usage.get("prompt_tokens") if isinstance(usage, dict) else None
+    return told if isinstance(told, int) and told > 0 else 0
+
+
 def answer_of(reply: Any, words: Sequence[Sequence[str]]) -> list[float]:
     """Return the log-probability that the reply begins with a word of each set, in nats.
 

@@ -15,10 +15,9 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 from typing_extensions import override
 
-from rewards import Message, Sample
+from rewards import Judgement, Message, Sample
 from server.backends.asking import Asker
 from server.backends.base import (
     Backend,
@@ -313,7 +312,7 @@ class VllmEngineBackend(Backend):
     @override
     async def ask(
         self, sample: Sample, questions: Sequence[str], words: Sequence[Sequence[str]]
-    ) -> NDArray[np.float64]:
+    ) -> Judgement:
         return await self.ask_as(sample, questions, words)
 
     async def ask_as(
@@ -322,7 +321,7 @@ class VllmEngineBackend(Backend):
         questions: Sequence[str],
         words: Sequence[Sequence[str]],
         adapter: Adapter | None = None,
-    ) -> NDArray[np.float64]:
+    ) -> Judgement:
         """Return what `ask` promises, of the model with an adapter or without."""
         asker, engine = self._loaded_asker(), self._supervisor.engine
         if sample.prompt_ids is None:
@@ -359,7 +358,7 @@ class VllmEngineBackend(Backend):
             for task in asking:
                 task.cancel()
             await asyncio.gather(*asking, return_exceptions=True)
-        return found
+        return Judgement(found, sum(map(len, prompts)))
 
     @override
     def health(self) -> dict[str, object]:
