@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import fmean
 
-from rewards.base import Judged
+from rewards.base import Judge, Judged, JudgedScorer, Sample
 
 logger = logging.getLogger(__name__)
 
@@ -72,6 +73,28 @@ class Judging:
         return {name: fmean(mass[name] for mass in self._masses) for name in outputs}
 
 
+@dataclass(frozen=True, slots=True)
+class ChatModel:
+    """The chat model of a running event loop, to be asked from another thread.
+
+    Attributes
+    ----------
+    judge : Judge
+    loop : asyncio.AbstractEventLoop
+    """
+
+    judge: Judge
+    loop: asyncio.AbstractEventLoop
+
+    def ask(self, scorer: JudgedScorer, samples: Sequence[Sample]) -> list[Judged]:
+        """Return what a scorer gives for samples; waits for it."""
+
+        async def ask_all() -> list[Judged]:
+            return await asyncio.gather(*(scorer.ask(sample) for sample in samples))
+
+        return asyncio.run_coroutine_threadsafe(ask_all(), self.loop).result()
+
+
 def asked_for(judged: Judged) -> Asked:
     """Return what was asked for one sample."""
     return Asked(len(judged.mass), judged.n_tokens)
@@ -85,7 +108,7 @@ def little_mass(mass: Mapping[str, float]) -> str | None:
     mass : mapping of str to float
         Output -> mean of `Judged.mass` over samples.
     """
-    few = [f"{name} {share:.1%}" for name, share in mass.items() if share < _LEAST_MASS]
+    few = [f"{name} {100 * share:.1f} %" for name, share in mass.items() if share < _LEAST_MASS]
     if not few:
         return None
     return (
