@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -35,7 +34,7 @@ from rewards.hub import cache_where_no_hub
 from rewards.judging import ChatModel, little_mass
 from rewards.licences import licence_of
 from rewards.pairs import Pair, find_problem, make_pair, samples_of, unscorable
-from rewards.registry import build_scorer, columns_of, find_model
+from rewards.registry import build_scorer, columns_of, find_model, is_of_hub
 
 # How long a scorer is timed, in seconds, one batch at least.
 _TIMED_S = 2.0
@@ -155,13 +154,9 @@ def check_rewards(
     device = _device(config, device)
     scorers: dict[str, Scorer] = {}
     reports = []
-    from_hub = any(
-        isinstance(entry, ModelConfig | VllmPoolingConfig)
-        and isinstance(find_model(entry.model, path.parent), str)
-        for entry in config.scorers.values()
-    )
+    needs_hub = any(is_of_hub(entry, path.parent) for entry in config.scorers.values())
     try:
-        with cache_where_no_hub() if from_hub else nullcontext():
+        with cache_where_no_hub(is_needed=needs_hub):
             for name, entry in config.scorers.items():
                 tell(name)
                 fed = _fed(name, config)

@@ -119,6 +119,7 @@ def load_rewards(
         torch_threads=torch_threads,
         queue_tokens=queue_tokens,
         timeout_s=timeout_s,
+        needs_hub=any(is_of_hub(scorers[scorer], path.parent) for scorer in fed),
         needs_judge=any(isinstance(scorers[scorer], JudgeConfig) for scorer in fed),
     )
 
@@ -209,6 +210,13 @@ def _build_model(
     from rewards.models.sequence_classifier import SequenceClassifier
 
     return SequenceClassifier(name, values, config, source)
+
+
+def is_of_hub(config: ScorerConfig, folder: Path) -> bool:
+    """Whether a scorer's model comes from the hub, or its cache; as `build_scorer`."""
+    if not isinstance(config, ModelConfig | VllmPoolingConfig):
+        return False
+    return isinstance(find_model(config.model, folder), str)
 
 
 def find_model(model: str, folder: Path) -> Path | str:

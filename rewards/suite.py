@@ -25,6 +25,7 @@ from rewards.columns import Column
 from rewards.config import TransformConfig
 from rewards.config_file import FieldPath, suggest
 from rewards.errors import RewardConfigError, RewardError
+from rewards.hub import cache_where_no_hub
 from rewards.identity import hash_json
 from rewards.judging import Asked, Judging
 from rewards.pairs import Pair, find_problem, samples_of, unscorable
@@ -97,6 +98,7 @@ class RewardSuite:
         torch_threads: int | None,
         queue_tokens: int = QUEUE_TOKENS,
         timeout_s: float = TIMEOUT_S,
+        needs_hub: bool = False,
         needs_judge: bool = False,
     ) -> None:
         self.values = tuple(values)
@@ -106,6 +108,7 @@ class RewardSuite:
         self.watches = dict(watches)
         self.transforms = dict(transforms)
         self._pairs = dict(pairs or {})
+        self._needs_hub = needs_hub
         self.needs_judge = needs_judge
         self._judge: Judge | None = None
         self._build = build
@@ -323,10 +326,11 @@ class RewardSuite:
             if self._torch_threads is not None:
                 devices.set_threads(self._torch_threads)
             device = devices.resolve_device(self._device)
-        for scorer in scorers:
-            if isinstance(scorer, JudgedScorer):
-                scorer.judge = self._judge
-            scorer.load(device)
+        with cache_where_no_hub(is_needed=self._needs_hub):
+            for scorer in scorers:
+                if isinstance(scorer, JudgedScorer):
+                    scorer.judge = self._judge
+                scorer.load(device)
         return {scorer.name: scorer for scorer in scorers}, {
             scorer: self._limits(scorer, device) for scorer in batched
         }
