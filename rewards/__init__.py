@@ -10,7 +10,7 @@ Importing this package loads no torch; starting a suite does, where a model need
 
 from __future__ import annotations
 
-from rewards.base import Judge, Message, Sample, Value
+from rewards.base import Judge, Judgement, Message, Sample, Value
 from rewards.errors import (
     RewardConfigError,
     RewardError,
@@ -18,11 +18,14 @@ from rewards.errors import (
     RewardQueueFullError,
     ScoringError,
 )
+from rewards.judging import Asked
 from rewards.registry import load_rewards
 from rewards.suite import RewardSuite
 
 __all__ = [
+    "Asked",
     "Judge",
+    "Judgement",
     "Message",
     "RewardConfigError",
     "RewardError",

@@ -9,17 +9,18 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from rewards.base import FloatArray, JudgedScorer, Sample
+from rewards.base import FloatArray, Judged, JudgedScorer, Sample
 from rewards.cache import ScoreCache
 from rewards.errors import RewardError, ScoringError
 from rewards.health import ScorerHealth
+from rewards.judging import Asked, Judging, asked_for
 
 
 @dataclass(slots=True, eq=False)
-class _Asked:
+class _Asking:
     """A sample that the model is asked about, and how many wait for it."""
 
-    work: asyncio.Task[FloatArray]
+    work: asyncio.Task[Judged]
     n_waiting: int = 0
 
 
@@ -32,6 +33,11 @@ class Asking:
     health : dict of str to ScorerHealth
         By scorer name; counted here.
 
+    Attributes
+    ----------
+    judging : dict of str to Judging
+        By scorer name.
+
     Notes
     -----
     Used from one event loop at a time, so the books need no lock. How many questions run at once
@@ -41,19 +47,25 @@ class Asking:
     def __init__(self, cache: ScoreCache, health: dict[str, ScorerHealth]) -> None:
         self._cache = cache
         self._health = health
-        self._in_flight: dict[tuple[str, bytes], _Asked] = {}
+        self._in_flight: dict[tuple[str, bytes], _Asking] = {}
+        self.judging = {scorer: Judging(scorer) for scorer in health}
 
-    async def score(self, scorer: JudgedScorer, samples: Sequence[Sample]) -> FloatArray:
+    async def score(
+        self, scorer: JudgedScorer, samples: Sequence[Sample], asked: Asked
+    ) -> FloatArray:
         """Return the outputs, shape (n_samples, n_outputs).
 
-        Cancelling it stops the work on those samples that nobody else waits for.
+        What had to be asked for it is added to `asked`: not what was known, or in flight for
+        somebody else. Cancelling it stops the work on those samples that nobody else waits for.
 
         Raises
         ------
         ScoringError
             When a sample could not be judged.
         """
-        waiting = [asyncio.ensure_future(self._score_one(scorer, sample)) for sample in samples]
+        waiting = [
+            asyncio.ensure_future(self._score_one(scorer, sample, asked)) for sample in samples
+        ]
         try:
             return np.stack(await asyncio.gather(*waiting))
         finally:
@@ -66,38 +78,40 @@ class Asking:
         for asked in self._in_flight.values():
             asked.work.cancel()
 
-    async def _score_one(self, scorer: JudgedScorer, sample: Sample) -> FloatArray:
+    async def _score_one(self, scorer: JudgedScorer, sample: Sample, told: Asked) -> FloatArray:
         key = (scorer.name, _key(sample))
         known = self._cache.get(*key)
-        asked = self._in_flight.get(key)
-        if known is not None or asked is not None:
+        asking = self._in_flight.get(key)
+        if known is not None or asking is not None:
             self._health[scorer.name].n_duplicates += 1
         if known is not None:
             return known
-        if asked is None:
-            asked = _Asked(asyncio.ensure_future(self._ask(scorer, sample, key)))
-            self._in_flight[key] = asked
-        asked.n_waiting += 1
+        is_first = asking is None
+        if asking is None:
+            asking = _Asking(asyncio.ensure_future(self._ask(scorer, sample, key)))
+            self._in_flight[key] = asking
+        asking.n_waiting += 1
         try:
-            await asyncio.wait({asked.work})
+            await asyncio.wait({asking.work})
         finally:
-            asked.n_waiting -= 1
-            if not asked.n_waiting:
-                if self._in_flight.get(key) is asked:
+            asking.n_waiting -= 1
+            if not asking.n_waiting:
+                if self._in_flight.get(key) is asking:
                     del self._in_flight[key]
-                asked.work.cancel()
-                if asked.work.done() and not asked.work.cancelled():
-                    asked.work.exception()  # seen: a failure that races a cancellation
-        if asked.work.cancelled():
+                asking.work.cancel()
+                if asking.work.done() and not asking.work.cancelled():
+                    asking.work.exception()  # seen: a failure that races a cancellation
+        if asking.work.cancelled():
             raise RewardError("the reward suite was closed while it was scoring")
-        return asked.work.result()
+        judged = asking.work.result()
+        if is_first:
+            told.add(asked_for(judged))
+        return judged.scores
 
-    async def _ask(
-        self, scorer: JudgedScorer, sample: Sample, key: tuple[str, bytes]
-    ) -> FloatArray:
+    async def _ask(self, scorer: JudgedScorer, sample: Sample, key: tuple[str, bytes]) -> Judged:
         health = self._health[scorer.name]
         try:
-            scores = await scorer.ask(sample)
+            judged = await scorer.ask(sample)
         except ValueError as error:
             # What one sample lacks does not make the scorer fail for others.
             health.last_error = f"a sample cannot be judged: {error}"
@@ -106,14 +120,16 @@ class Asking:
             problem = f"asking the chat model failed with {type(error).__name__}: {error}"
             health.failed(problem)
             raise ScoringError(scorer.name, scorer.values, problem) from error
+        scores = judged.scores
         if not np.isfinite(scores).all():
             bad = scores[~np.isfinite(scores)][0]
             problem = f"the chat model gave {bad}, which is no score; check its weights and dtype"
             health.failed(problem)
             raise ScoringError(scorer.name, scorer.values, problem)
         health.counted(1)
+        self.judging[scorer.name].add(judged)
         self._cache.put(*key, scores)
-        return scores
+        return judged
 
 
 def _key(sample: Sample) -> bytes:

@@ -175,6 +175,23 @@ class Facts:
     n_bytes: int | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Judgement:
+    """What the chat model says to questions about one sample.
+
+    Attributes
+    ----------
+    logprobs : ndarray, shape (n_questions, n_sets of words)
+        Of the first token of each reply being the first token of one of the words, in nats.
+    n_tokens : int
+        Of the prompts that put the questions, what the model had read already among them; 0 where
+        nobody tells.
+    """
+
+    logprobs: FloatArray
+    n_tokens: int
+
+
 class Judge(Protocol):
     """The chat model, as far as rewards need it: it answers questions about a sample in one token.
 
@@ -199,12 +216,11 @@ class Judge(Protocol):
 
     async def ask(
         self, sample: Sample, questions: Sequence[str], words: Sequence[Sequence[str]]
-    ) -> FloatArray:
-        """Return log-probabilities, in nats, shape (n_questions, n_sets of words).
+    ) -> Judgement:
+        """Return what the model replies to questions about a sample.
 
-        Each is that of the first token of the model's reply to a question, put as the user's next
-        message behind the sample, being the first token of one of the words of a set. Cancelling
-        it stops the model's work.
+        Each is put as the user's next message behind the sample. Cancelling it stops the model's
+        work.
 
         Raises
         ------
@@ -352,6 +368,24 @@ class BatchedScorer(Scorer):
         """
 
 
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """A sample judged.
+
+    Attributes
+    ----------
+    scores : ndarray, shape (n_outputs,)
+    mass : dict of str to float
+        Output -> probability that the reply begins with one of the words it is read by.
+    n_tokens : int
+        As of `Judgement`.
+    """
+
+    scores: FloatArray
+    mass: dict[str, float]
+    n_tokens: int
+
+
 class JudgedScorer(Scorer):
     """A scorer that asks the chat model, on the event loop, one sample at a time.
 
@@ -364,8 +398,8 @@ class JudgedScorer(Scorer):
     judge: Judge | None = None
 
     @abstractmethod
-    async def ask(self, sample: Sample) -> FloatArray:
-        """Return the outputs of a sample, shape (n_outputs,); equal samples get equal ones."""
+    async def ask(self, sample: Sample) -> Judged:
+        """Return the outputs of a sample; equal samples get equal ones."""
 
 
 def as_rows(scores: FloatArray, n_inputs: int, n_outputs: int) -> FloatArray:

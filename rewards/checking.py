@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from rewards.base import (
     DirectScorer,
     Facts,
     FloatArray,
+    JudgedScorer,
     Message,
     Sample,
     Scorer,
@@ -31,9 +31,10 @@ from rewards.config import (
 from rewards.config_file import read_config, split_source
 from rewards.errors import RewardError
 from rewards.hub import cache_where_no_hub
+from rewards.judging import ChatModel, little_mass
 from rewards.licences import licence_of
 from rewards.pairs import Pair, find_problem, make_pair, samples_of, unscorable
-from rewards.registry import build_scorer, columns_of, find_model
+from rewards.registry import build_scorer, columns_of, find_model, is_of_hub
 
 # How long a scorer is timed, in seconds, one batch at least.
 _TIMED_S = 2.0
@@ -123,7 +124,11 @@ class Report:
 
 
 def check_rewards(
-    path: Path, *, device: str = "auto", tell: Callable[[str], None] = lambda name: None
+    path: Path,
+    *,
+    device: str = "auto",
+    tell: Callable[[str], None] = lambda name: None,
+    chat: ChatModel | None = None,
 ) -> Report:
     """Return what is found when each scorer of a file is loaded and tried on its own.
 
@@ -134,6 +139,8 @@ def check_rewards(
         As for `load_rewards`.
     tell : callable
         Called with the name of each scorer before it is loaded.
+    chat : ChatModel, optional
+        Asked by judged scorers, which are not tested without it. Its loop runs in another thread.
 
     Raises
     ------
@@ -147,22 +154,18 @@ def check_rewards(
     device = _device(config, device)
     scorers: dict[str, Scorer] = {}
     reports = []
-    from_hub = any(
-        isinstance(entry, ModelConfig | VllmPoolingConfig)
-        and isinstance(find_model(entry.model, path.parent), str)
-        for entry in config.scorers.values()
-    )
+    needs_hub = any(is_of_hub(entry, path.parent) for entry in config.scorers.values())
     try:
-        with cache_where_no_hub() if from_hub else nullcontext():
+        with cache_where_no_hub(is_needed=needs_hub):
             for name, entry in config.scorers.items():
                 tell(name)
                 fed = _fed(name, config)
-                report, scorer = _check_scorer(name, fed, entry, path.parent, device)
+                report, scorer = _check_scorer(name, fed, entry, path.parent, device, chat)
                 reports.append(report)
                 if scorer is not None:
                     scorers[name] = scorer
         pairs = {name: list(map(make_pair, value.check)) for name, value in config.values.items()}
-        values = tuple(_check_value(column, pairs[column.name], scorers) for column in columns)
+        values = tuple(_check_value(one, pairs[one.name], scorers, chat) for one in columns)
     finally:
         for scorer in scorers.values():
             scorer.close()
@@ -191,7 +194,12 @@ def _device(config: RewardsConfig, device: str) -> str:
 
 
 def _check_scorer(
-    name: str, fed: Sequence[str], entry: ScorerConfig, folder: Path, device: str
+    name: str,
+    fed: Sequence[str],
+    entry: ScorerConfig,
+    folder: Path,
+    device: str,
+    chat: ChatModel | None,
 ) -> tuple[ScorerReport, Scorer | None]:
     """Return what is found of a scorer, and the scorer when it serves."""
     model = licence = None
@@ -201,8 +209,10 @@ def _check_scorer(
     base = ScorerReport(name, entry.kind, tuple(fed), model, licence)
     try:
         scorer = build_scorer(name, fed, entry, folder)
+        if isinstance(scorer, JudgedScorer) and chat is not None:
+            return _check_judged(base, scorer, chat), scorer
         if not isinstance(scorer, DirectScorer | BatchedScorer):
-            told = "it asks the chat model, which is not here; a server tests it at its start"
+            told = "it asks the chat model: name that by --model to test it"
             return replace(base, warnings=(told,)), None
         try:
             scorer.load(device)
@@ -231,6 +241,24 @@ def _check_scorer(
     return report, scorer
 
 
+def _check_judged(base: ScorerReport, scorer: JudgedScorer, chat: ChatModel) -> ScorerReport:
+    scorer.judge = chat.judge
+    scorer.load("cpu")  # nothing of its own: the chat model is loaded
+    start = time.perf_counter()
+    judged = chat.ask(scorer, [_sample(row) for row in range(_BATCH)])
+    spent = time.perf_counter() - start
+    is_finite = all(np.isfinite(one.scores).all() for one in judged)
+    mass = {name: np.mean([one.mass[name] for one in judged]).item() for name in scorer.outputs}
+    told = little_mass(mass)
+    return replace(
+        base,
+        texts_per_s=_BATCH / max(spent, 1e-9),
+        passed=("words", "finite") if is_finite else ("words",),
+        problem=None if is_finite else "it gave scores that are not finite",
+        warnings=() if told is None else (told,),
+    )
+
+
 def _warnings(entry: ScorerConfig, fed: Sequence[str], scores: FloatArray) -> tuple[str, ...]:
     found = []
     if not fed:
@@ -248,7 +276,10 @@ def _warnings(entry: ScorerConfig, fed: Sequence[str], scores: FloatArray) -> tu
 
 
 def _check_value(
-    column: Column, pairs: Sequence[Pair], scorers: Mapping[str, Scorer]
+    column: Column,
+    pairs: Sequence[Pair],
+    scorers: Mapping[str, Scorer],
+    chat: ChatModel | None,
 ) -> ValueReport:
     if not pairs or any(name not in scorers for name in column.scorers):
         return ValueReport(column.name, len(pairs), is_tested=False)
@@ -256,11 +287,18 @@ def _check_value(
     if problem is None:
         samples = samples_of(pairs)
         try:
-            scores = {name: score_alone(scorers[name], samples) for name in column.scorers}
+            scores = {name: _score(scorers[name], samples, chat) for name in column.scorers}
             problem = find_problem(column, scorers, pairs, column.read(scores, scorers))
         except Exception as error:  # noqa: BLE001 - reported as what it is
             problem = f"its pairs cannot be scored: {type(error).__name__}: {error}"
     return ValueReport(column.name, len(pairs), problem)
+
+
+def _score(scorer: Scorer, samples: Sequence[Sample], chat: ChatModel | None) -> FloatArray:
+    if isinstance(scorer, JudgedScorer):
+        assert chat is not None  # tested with it
+        return np.stack([one.scores for one in chat.ask(scorer, samples)])
+    return score_alone(scorer, samples)
 
 
 def score_alone(scorer: Scorer, samples: Sequence[Sample]) -> FloatArray:

@@ -119,6 +119,7 @@ def load_rewards(
         torch_threads=torch_threads,
         queue_tokens=queue_tokens,
         timeout_s=timeout_s,
+        needs_hub=any(is_of_hub(scorers[scorer], path.parent) for scorer in fed),
         needs_judge=any(
             isinstance(config, JudgeConfig) and config.url is None
             for config in (scorers[scorer] for scorer in fed)
@@ -219,6 +220,13 @@ def _build_model(
 
 def _token_file(config: RemoteConfig | JudgeConfig, folder: Path) -> Path | None:
     return folder / Path(config.token_file).expanduser() if config.token_file else None
+
+
+def is_of_hub(config: ScorerConfig, folder: Path) -> bool:
+    """Whether a scorer's model comes from the hub, or its cache; as `build_scorer`."""
+    if not isinstance(config, ModelConfig | VllmPoolingConfig):
+        return False
+    return isinstance(find_model(config.model, folder), str)
 
 
 def find_model(model: str, folder: Path) -> Path | str:

@@ -25,6 +25,7 @@ from rewards.batcher import Batcher, Work
 from rewards.cache import ScoreCache
 from rewards.errors import HungError, ScoringError
 from rewards.health import ScorerHealth
+from rewards.judging import Asked, Judging
 from rewards.lane import Lane
 from rewards.trials import Trials
 
@@ -39,10 +40,13 @@ class Outcome:
     ----------
     scores : dict of str to ndarray, shape (n_samples, n_outputs)
     failures : dict of str to ScoringError
+    asked : Asked
+        What the chat model was asked for it.
     """
 
     scores: dict[str, FloatArray] = field(default_factory=dict)
     failures: dict[str, ScoringError] = field(default_factory=dict)
+    asked: Asked = field(default_factory=Asked)
 
 
 class Runner:
@@ -105,6 +109,14 @@ class Runner:
             for name, health in self._health.items()
         }
 
+    def judging(self) -> dict[str, Judging]:
+        """Return what the chat model was asked, by scorer that has asked something."""
+        return {
+            name: judging
+            for name, judging in self._asking.judging.items()
+            if judging.asked.n_questions
+        }
+
     async def run(
         self,
         samples: Sequence[Sample],
@@ -131,10 +143,11 @@ class Runner:
             When the suite is closed, or its queue full.
         """
         samples = list(samples)
+        asked = Asked()
         apart = {
             name: asyncio.ensure_future(scoring)
             for name in names
-            if (scoring := self._apart(samples, name)) is not None
+            if (scoring := self._apart(samples, name, asked)) is not None
         }
         here = [self._scorers[name] for name in names if name not in apart]
         try:
@@ -159,13 +172,16 @@ class Runner:
             for task in apart.values():
                 task.cancel()
             await asyncio.gather(*apart.values(), return_exceptions=True)  # seen: no stray errors
+        outcome.asked = asked
         return outcome
 
-    def _apart(self, samples: list[Sample], name: str) -> Coroutine[Any, Any, FloatArray] | None:
+    def _apart(
+        self, samples: list[Sample], name: str, asked: Asked
+    ) -> Coroutine[Any, Any, FloatArray] | None:
         """Return the work of a scorer that needs neither the text thread nor the device."""
         scorer = self._scorers[name]
         if isinstance(scorer, JudgedScorer):
-            return self._asking.score(scorer, samples)
+            return self._asking.score(scorer, samples, asked)
         return self._in_lane(samples, name) if name in self._lanes else None
 
     async def _in_lane(self, samples: list[Sample], name: str) -> FloatArray:

@@ -6,7 +6,7 @@ import asyncio
 import dataclasses
 import functools
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Self
 
 import numpy as np
@@ -25,7 +25,9 @@ from rewards.columns import Column
 from rewards.config import TransformConfig
 from rewards.config_file import FieldPath, suggest
 from rewards.errors import RewardConfigError, RewardError
+from rewards.hub import cache_where_no_hub
 from rewards.identity import hash_json
+from rewards.judging import Asked, Judging
 from rewards.pairs import Pair, find_problem, samples_of, unscorable
 from rewards.running import Runner
 
@@ -47,10 +49,13 @@ class Attempt:
         NaN in the columns that failed.
     failures : dict of str to str
         Column -> why it failed.
+    asked : Asked
+        What the chat model was asked for it.
     """
 
     rewards: FloatArray
     failures: dict[str, str]
+    asked: Asked = field(default_factory=Asked)
 
 
 class RewardSuite:
@@ -93,6 +98,7 @@ class RewardSuite:
         torch_threads: int | None,
         queue_tokens: int = QUEUE_TOKENS,
         timeout_s: float = TIMEOUT_S,
+        needs_hub: bool = False,
         needs_judge: bool = False,
     ) -> None:
         self.values = tuple(values)
@@ -102,6 +108,7 @@ class RewardSuite:
         self.watches = dict(watches)
         self.transforms = dict(transforms)
         self._pairs = dict(pairs or {})
+        self._needs_hub = needs_hub
         self.needs_judge = needs_judge
         self._judge: Judge | None = None
         self._build = build
@@ -265,7 +272,7 @@ class RewardSuite:
                 rewards.append(np.full(len(samples), np.nan))
             else:
                 rewards.append(column.read(outcome.scores, self._scorers))
-        return Attempt(np.column_stack(rewards), failures)
+        return Attempt(np.column_stack(rewards), failures, outcome.asked)
 
     def score_sync(
         self, samples: Sequence[Sample], names: Collection[str] | None = None
@@ -276,6 +283,10 @@ class RewardSuite:
     def health(self) -> dict[str, dict[str, object]]:
         """Return, by scorer: state (ok, failing, hung), last error, batches, texts, ..."""
         return self._runner.health()
+
+    def judging(self) -> dict[str, Judging]:
+        """Return what the chat model was asked, by scorer that has asked something."""
+        return self._runner.judging()
 
     async def __aenter__(self) -> Self:
         """Start."""
@@ -315,10 +326,11 @@ class RewardSuite:
             if self._torch_threads is not None:
                 devices.set_threads(self._torch_threads)
             device = devices.resolve_device(self._device)
-        for scorer in scorers:
-            if isinstance(scorer, JudgedScorer):
-                scorer.judge = self._judge
-            scorer.load(device)
+        with cache_where_no_hub(is_needed=self._needs_hub):
+            for scorer in scorers:
+                if isinstance(scorer, JudgedScorer):
+                    scorer.judge = self._judge
+                scorer.load(device)
         return {scorer.name: scorer for scorer in scorers}, {
             scorer: self._limits(scorer, device) for scorer in batched
         }

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from rewards import RewardSuite
+from rewards import Asked, RewardSuite
 from server.admission import Admission
 from server.aligning import translated
 from server.alignment_stages import Aligned, AlignmentRequest, Choice, Plan, Served, served_of
@@ -23,6 +23,7 @@ from server.promise import Promiser
 from server.reporting import (
     Outcome,
     calibration_report,
+    judging_report,
     measures_of,
     palette_report,
     timing_report,
@@ -131,10 +132,11 @@ class Aligner:
         """
         model, options = self.backend.model_id, plan.request.palette
         reasons: dict[str, str] = {}  # why a value could not be scored
+        asked = Asked()
         queued = time.perf_counter()
         async with self.admission:
             begun = time.perf_counter()
-            drawn = self._draw(plan, reasons)
+            drawn = self._draw(plan, reasons, asked)
             deadline = await wait_for(drawn, options, plan.started, plan.n_candidates)
             scored = time.perf_counter()
         candidates, rewards = drawn.ready()
@@ -165,10 +167,11 @@ class Aligner:
         promise, warnings = await promise_for(group, options, promise, self.promiser)
         log_weights, picks = choose(group, promise, self.promiser.values)
         timing = timing_report(plan.started, marks, promise.solve_ms)
+        judging = judging_report(asked) if self.rewards.needs_judge else None
         report = palette_report(
             options,
             promise,
-            Outcome(candidates, group.known, log_weights, picks, deadline, lost),
+            Outcome(candidates, group.known, log_weights, picks, deadline, lost, judging),
             self.promiser.values,
             self._calibration_report(plan, warnings),
             timing,
@@ -186,10 +189,10 @@ class Aligner:
             observe(served)
         return served.answer()
 
-    def _draw(self, plan: Plan, reasons: dict[str, str]) -> Draw:
+    def _draw(self, plan: Plan, reasons: dict[str, str], asked: Asked) -> Draw:
         """Return the candidates of a plan, which are to be waited for.
 
-        Why values could not be scored is put into `reasons`.
+        Why values could not be scored is put into `reasons`, what was asked of them into `asked`.
         """
         request = plan.request
         columns = self.rewards.columns
@@ -201,6 +204,7 @@ class Aligner:
             sample = sample_of(plan.prompt, candidate)
             found = await self.rewards.attempt([sample], can_fail, columns, more=more)
             reasons.update(found.failures)
+            asked.add(found.asked)
             return found.rewards
 
         drawn = Draw(

@@ -12,14 +12,13 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 from fastapi import FastAPI
-from pydantic import SecretStr
 
 from rewards import RewardSuite, load_rewards
 from server import access, embedded, errors
 from server.admission import Admission
 from server.aligning import in_units
 from server.alignment import Aligner, Observer
-from server.auth import Auth, read_keys
+from server.auth import Auth, Keys, read_keys
 from server.backends.base import Backend, ModelLoadError
 from server.backends.choice import make_backend
 from server.body_limit import BodyLimit
@@ -237,7 +236,7 @@ async def _calibrate_all(
         )
 
 
-def create_app(context: Context, keys: tuple[SecretStr, ...]) -> FastAPI:
+def create_app(context: Context, keys: Keys) -> FastAPI:
     """Return the ASGI app of started objects; with keys, it lets in who has one of them."""
     app = FastAPI(title="Palette", summary="What was asked is what is served.", version=VERSION)
     app.state.context = context
@@ -280,6 +279,7 @@ async def running_app(
         Whatever stops a server from starting.
     """
     keys = read_keys(settings)  # before the models: they take their time to load
+    logger.info(keys.who_may_write)
     counted = Metrics()
     observers: list[Observer] = [functools.partial(access.note, metrics=counted)]
     async with contextlib.AsyncExitStack() as stack:

@@ -110,6 +110,16 @@ def serve(
     api_key_file: Annotated[
         Path | None, typer.Option(help="File of such keys, one a line.", dir_okay=False)
     ] = None,
+    operator_key: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Key that alone may write and delete profiles; repeatable. Prefer "
+            "--operator-key-file."
+        ),
+    ] = None,
+    operator_key_file: Annotated[
+        Path | None, typer.Option(help="File of such keys, one a line.", dir_okay=False)
+    ] = None,
     insecure: Annotated[
         bool | None,
         typer.Option("--insecure", help="Listen beyond this machine without any key."),
@@ -157,6 +167,8 @@ def serve(
         trust_remote_code=trust_remote_code,
         api_keys=api_key or None,
         api_key_file=api_key_file,
+        operator_keys=operator_key or None,
+        operator_key_file=operator_key_file,
         insecure=insecure,
         request_timeout_s=request_timeout,
         drain_timeout_s=drain_timeout,

@@ -1,14 +1,15 @@
-"""The commands about rewards files: no chat model, no server."""
+"""The commands about rewards files: no server, and a chat model only for judged values."""
 
 from __future__ import annotations
 
+import asyncio
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from server.cli_support import BAD_USAGE, FAILED, AsJson, fail, guard
+from server.cli_support import BAD_USAGE, FAILED, AsJson, fail, guard, settings_of
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -31,14 +32,19 @@ def _group() -> None:
 def check(
     file: Annotated[Path, typer.Argument(help="YAML file of values.", dir_okay=False)],
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
+    model: Annotated[
+        str | None,
+        typer.Option(help="Chat model that judged values ask; else they are not tested."),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Load every scorer of a rewards file, test it, and tell its size, licence and speed.
 
     Ends with 0 when a server would start with it, 1 when a test fails, 2 when the file is wrong.
 
-    Example: `palette rewards check my-values.yaml`
+    Example: `palette rewards check my-values.yaml --model Qwen/Qwen3-8B`
     """
+    from rewards import load_rewards
     from rewards.checking import check_rewards
     from rewards.errors import RewardConfigError
     from server import terminal  # slow to import: not for `palette --help`
@@ -46,9 +52,16 @@ def check(
     def work() -> Report:
         try:
             with terminal.errors.status("loading") as status:
-                return check_rewards(
-                    file, device=device, tell=lambda name: status.update(f"testing {name}")
-                )
+
+                def tell(name: str) -> None:
+                    status.update(f"testing {name}")
+
+                if model is None or not load_rewards(file).needs_judge:
+                    return check_rewards(file, device=device, tell=tell)
+                from server.jobs import check_with_model
+
+                settings = settings_of(model=model, device=device)
+                return asyncio.run(check_with_model(settings, file, device, tell))
         except RewardConfigError as error:
             fail(str(error), BAD_USAGE)
 

@@ -15,7 +15,7 @@ from starlette.exceptions import HTTPException
 
 from rewards import RewardError, RewardQueueFullError, ScoringError
 from server.admission import QueueFullError
-from server.auth import InvalidKeyError
+from server.auth import InvalidKeyError, PermissionDeniedError
 from server.backends.base import (
     BackendError,
     BackendUnavailableError,
@@ -97,6 +97,7 @@ def _told(text: str) -> str:
 # The first class that fits counts: subclasses stand before their bases.
 _TABLE: tuple[tuple[type[Exception], int, str, str | None], ...] = (
     (InvalidKeyError, 401, "invalid_request_error", "invalid_api_key"),
+    (PermissionDeniedError, 403, "invalid_request_error", "permission_denied"),
     (InfeasiblePaletteError, 422, "invalid_request_error", "palette_infeasible"),
     (CalibrationMissingError, 422, "invalid_request_error", "calibration_missing"),
     (UnknownCalibrationError, 400, "invalid_request_error", "unknown_calibration"),

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from pathlib import Path
 
 from rewards import RewardError, Sample
+from rewards.checking import Report, check_rewards
+from rewards.judging import ChatModel
 from server import terminal
 from server.app import make_rewards, running_aligner
 from server.backends.base import BackendError
@@ -163,6 +166,20 @@ async def score_to_file(settings: Settings, file: Path, out: Path | None) -> Non
         if backend is not None:
             await backend.close()
         await suite.close()
+
+
+async def check_with_model(
+    settings: Settings, file: Path, device: str, tell: Callable[[str], None]
+) -> Report:
+    """Return what is found of a rewards file when the chat model of the settings is asked too."""
+    share_cores(settings)
+    backend = make_backend(settings)
+    try:
+        await backend.start()
+        chat = ChatModel(backend, asyncio.get_running_loop())
+        return await asyncio.to_thread(check_rewards, file, device=device, tell=tell, chat=chat)
+    finally:
+        await backend.close()
 
 
 def _read_answers(file: Path) -> Iterable[Sample]:

@@ -186,6 +186,7 @@ class _State(Collector):
             solves.add_metric([origin, status.value], count)
         yield solves
         yield from self._rewards()
+        yield from self._judges()
 
     def _rewards(self) -> Iterator[Metric]:
         up = GaugeMetricFamily(
@@ -210,6 +211,29 @@ class _State(Collector):
                 counter.add_metric([scorer], count)
         yield up
         yield from counters.values()
+
+    def _judges(self) -> Iterator[Metric]:
+        questions = CounterMetricFamily(
+            "palette_judge_questions", "Questions put to the chat model.", labels=["scorer"]
+        )
+        tokens = CounterMetricFamily(
+            "palette_judge_prompt_tokens",
+            "Tokens of their prompts, most of which the model has read already; no part of "
+            "palette_tokens.",
+            labels=["scorer"],
+        )
+        mass = GaugeMetricFamily(
+            "palette_judge_words_mass",
+            "Probability that the chat model replies with one of the words for yes and no: mean "
+            "over the last samples. Below 0.5 the log-odds mean little.",
+            labels=["scorer", "question"],
+        )
+        for scorer, judging in self._aligner.rewards.judging().items():
+            questions.add_metric([scorer], judging.asked.n_questions)
+            tokens.add_metric([scorer], judging.asked.n_tokens)
+            for question, share in judging.mass().items():
+                mass.add_metric([scorer, question], share)
+        yield from (questions, tokens, mass)
 
 
 def _gauge(name: str, text: str, value: float) -> GaugeMetricFamily:

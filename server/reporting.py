@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from rewards import RewardSuite
+from rewards import Asked, RewardSuite
 from server.backends.base import Candidate
 from server.calibration import Calibration
 from server.promise import Promise
@@ -17,6 +17,7 @@ from server.schemas import (
     CalibrationReport,
     CandidateReport,
     DeadlineReport,
+    JudgingReport,
     Level,
     Measured,
     PaletteOptions,
@@ -43,6 +44,8 @@ class Outcome:
     deadline : DeadlineReport or None
     left_out : dict of str to str
         Values without rewards, and why.
+    judging : JudgingReport or None
+        None where nothing is judged.
     """
 
     candidates: list[Candidate]
@@ -51,6 +54,7 @@ class Outcome:
     picks: np.ndarray
     deadline: DeadlineReport | None = None
     left_out: dict[str, str] = field(default_factory=dict)
+    judging: JudgingReport | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,6 +139,7 @@ def palette_report(
         **choice_report(options, promise, outcome, names, calibration, profile),
         timing_ms=timing,
         deadline=outcome.deadline,
+        judging=outcome.judging,
         candidates_detail=_details(outcome, names) if options.report == "full" else None,
     )
 
@@ -237,6 +242,14 @@ def _details(outcome: Outcome, names: Sequence[str]) -> list[CandidateReport]:
         )
         for i, one in enumerate(outcome.candidates)
     ]
+
+
+def judging_report(asked: Asked) -> JudgingReport:
+    """Return what the chat model was asked for a request."""
+    is_unknown = asked.n_questions > 0 and not asked.n_tokens
+    return JudgingReport(
+        questions=asked.n_questions, prompt_tokens=None if is_unknown else asked.n_tokens
+    )
 
 
 def timing_report(

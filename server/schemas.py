@@ -174,11 +174,24 @@ class ChoiceReport(BaseModel):
     )
 
 
+class JudgingReport(BaseModel):
+    """What the chat model was asked about the candidates; no part of `usage`."""
+
+    questions: int = Field(description="Put for this request; what was known already was not.")
+    prompt_tokens: int | None = Field(
+        description="Of all these questions, each with the conversation and the answer before it, "
+        "most of which the model has read already; null where an upstream does not tell."
+    )
+
+
 class PaletteReport(ChoiceReport):
     """What was promised, what is expected, what was delivered."""
 
     timing_ms: TimingReport
     deadline: DeadlineReport | None = None
+    judging: JudgingReport | None = Field(
+        default=None, description="Where values are judged by the chat model."
+    )
     measured: dict[str, Measured] | None = Field(
         default=None,
         description="Values that are transformed before they are aligned, as they are measured; "

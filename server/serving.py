@@ -78,7 +78,8 @@ class _Server(uvicorn.Server):
             return
         host, port = self.servers[0].sockets[0].getsockname()[:2]
         url, model = f"http://{host}:{port}", self._settings.served_model_name
-        is_locked = self._settings.api_keys or self._settings.api_key_file
+        has_keys = self._settings.api_keys or self._settings.api_key_file
+        is_locked = has_keys or self._settings.operator_keys or self._settings.operator_key_file
         key = ' -H "authorization: Bearer $API_KEY"' if is_locked else ""
         wanted = zip(self._values, ({"quantile": 0.7}, {"gain": 0.5}), strict=False)
         palette = json.dumps({"targets": dict(wanted)})

@@ -277,6 +277,15 @@ class Settings(BaseSettings):
         default=None,
         description="File with more keys, one a line, `#` for comments; read at the start.",
     )
+    operator_keys: Annotated[tuple[SecretStr, ...], NoDecode] = Field(
+        default=(),
+        description="Keys, as `api_keys`, that alone may change what is stored (write and delete "
+        "profiles); they open everything else too. Without any, every API key may.",
+    )
+    operator_key_file: Path | None = Field(
+        default=None,
+        description="File with more such keys, as `api_key_file`.",
+    )
     insecure: bool = Field(
         default=False,
         description="Listen on an address that other machines can reach without any API key.",
@@ -307,7 +316,7 @@ class Settings(BaseSettings):
         description="Logs never hold prompts or answers.",
     )
 
-    @field_validator("api_keys", mode="before")
+    @field_validator("api_keys", "operator_keys", mode="before")
     @classmethod
     def _split_keys(cls, keys: Any) -> Any:
         """Return the keys of a text with commas between them, or of a JSON list."""
@@ -321,7 +330,7 @@ class Settings(BaseSettings):
                 keys = [key.strip() for key in keys.split(",")]
         return keys
 
-    @field_validator("api_keys")
+    @field_validator("api_keys", "operator_keys")
     @classmethod
     def _check_keys(cls, keys: tuple[SecretStr, ...]) -> tuple[SecretStr, ...]:
         """Refuse keys that no client can send; an empty variable is one, not an open door."""

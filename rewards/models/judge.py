@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 from typing_extensions import override
 
-from rewards.base import FloatArray, JudgedScorer, Sample
+from rewards.base import Judged, JudgedScorer, Sample
 from rewards.config import JudgeConfig
 from rewards.errors import RewardModelError
 
@@ -54,8 +55,12 @@ class JudgeScorer(JudgedScorer):
             raise RewardModelError(self.name, self.values, _MODEL, str(error)) from error
 
     @override
-    async def ask(self, sample: Sample) -> FloatArray:
+    async def ask(self, sample: Sample) -> Judged:
         assert self.judge is not None  # loaded
         found = await self.judge.ask(sample, self._questions, self._words)
-        odds: FloatArray = found[:, 0] - found[:, 1]
-        return odds
+        logprobs = found.logprobs
+        return Judged(
+            scores=logprobs[:, 0] - logprobs[:, 1],
+            mass=dict(zip(self.outputs, np.exp(logprobs).sum(axis=1).tolist(), strict=True)),
+            n_tokens=found.n_tokens,
+        )

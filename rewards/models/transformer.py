@@ -20,6 +20,7 @@ from rewards.base import BatchedScorer, Facts, Rendered, Sample, Tokens
 from rewards.batch import pad
 from rewards.config import ChatInput, InputConfig, ModelConfig
 from rewards.errors import RewardModelError, ScoringError
+from rewards.hub import why_missing
 from rewards.identity import hash_folder
 from rewards.models.budgets import linger_s
 from rewards.models.device import resolve_dtype
@@ -270,6 +271,9 @@ class TransformerScorer(BatchedScorer):
             )
         if "safetensors" in text:
             return f"it has no safetensors weights ({text}); allow_pickle: true accepts others"
+        missing = why_missing(error)
+        if missing is not None:
+            return f"there is no such folder beside the rewards file, and {missing}"
         reason = text.partition("\n")[0]  # what follows tells of transformers
         return (
             f"there is no such folder beside the rewards file, and it cannot be fetched from the "

@@ -23,6 +23,7 @@ from typing import Any
 
 import httpx
 
+from rewards.hub import offline_variables
 from rewards.models.vllm_server import GRACE_S
 
 logger = logging.getLogger(__name__)
@@ -112,7 +113,7 @@ class VllmChild:
                 stdin=subprocess.PIPE,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                env={**_ENVIRONMENT, **os.environ},
+                env={**_ENVIRONMENT, **os.environ, **offline_variables()},
                 start_new_session=True,  # a group of its own, to be ended as one
             )
         self._process = process

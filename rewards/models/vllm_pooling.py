@@ -15,6 +15,7 @@ from typing_extensions import override
 from rewards.base import TRIAL, DirectScorer, FloatArray, Message, Sample
 from rewards.config import ChatInput, VllmPoolingConfig
 from rewards.errors import RewardModelError, ScoringError
+from rewards.hub import why_missing
 from rewards.identity import hash_folder
 from rewards.models.encoding import Encoder
 from rewards.models.readout import Readout
@@ -86,7 +87,7 @@ class VllmPoolingScorer(DirectScorer):
             raise self._error(str(error)) from None
         except (OSError, ValueError) as error:
             self.close()
-            problem = f"it cannot be loaded ({type(error).__name__}: {error})"
+            problem = why_missing(error) or f"it cannot be loaded ({type(error).__name__}: {error})"
             raise self._error(problem) from error
 
     @override

@@ -11,10 +11,7 @@ from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-import numpy as np
-from numpy.typing import NDArray
-
-from rewards import Message, Sample
+from rewards import Judgement, Message, Sample
 
 FinishReason = Literal["stop", "length", "tool_calls"]
 Feature = Literal[
@@ -335,7 +332,7 @@ class Backend(ABC):
 
     async def ask(
         self, sample: Sample, questions: Sequence[str], words: Sequence[Sequence[str]]
-    ) -> NDArray[np.float64]:
+    ) -> Judgement:
         """Return how likely the model's reply to a question begins with some words.
 
         See `rewards.Judge`. Questions take no place of a candidate: they never wait for candidates

@@ -14,6 +14,7 @@ import torch
 import transformers
 from transformers.utils import logging as transformers_logging
 
+from rewards.hub import cache_where_no_hub, why_missing
 from server.backends.base import ModelLoadError
 from server.backends.hf_decoding import check_decoding
 from server.backends.hf_text import Detokenizer
@@ -97,7 +98,7 @@ def load_model(
         check_folder(folder)
     target = _device(device)
     options: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
-    with quiet():
+    with quiet(), cache_where_no_hub(is_needed=folder is None):
         config = attempt(
             f"cannot read the configuration of {name!r}",
             "check the name (a folder with config.json, or a model of the hub that this machine "
@@ -184,7 +185,7 @@ def identify(name: str, revision: str | None, trust_remote_code: bool) -> str:
     if folder is not None:
         check_folder(folder)
         return fingerprint_of(name, folder, None)
-    with quiet():
+    with quiet(), cache_where_no_hub():
         config = attempt(
             f"cannot read the configuration of {name!r}",
             "check the name, and that this machine reaches the hub or has the model already",
@@ -366,6 +367,8 @@ def attempt(what: str, remedy: str, action: Any) -> Any:
         return action()
     except Exception as error:
         # transformers raises OSError, ValueError, RuntimeError, KeyError and safetensors' own.
+        if missing := why_missing(error):
+            raise ModelLoadError(f"{what}: {missing}.") from error
         raise ModelLoadError(f"{what}: {_first_line(error)}. Remedy: {remedy}.") from error
 
 

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from typing_extensions import override
 
-from rewards import Message, Sample
+from rewards import Judgement, Message, Sample
 from server.backends.asking import Asker
 from server.backends.base import (
     Backend,
@@ -208,7 +208,7 @@ class HfLocalBackend(Backend):
     @override
     async def ask(
         self, sample: Sample, questions: Sequence[str], words: Sequence[Sequence[str]]
-    ) -> NDArray[np.float64]:
+    ) -> Judgement:
         from server.backends.hf_asking import Inquiry
 
         asker, worker = self._loaded_asker(), self._worker
@@ -235,7 +235,7 @@ class HfLocalBackend(Backend):
             worker.cancel(inquiry)
         if isinstance(item, BackendError):
             raise item
-        return item
+        return Judgement(item, sum(map(len, prompts)))
 
     @override
     def health(self) -> dict[str, object]:

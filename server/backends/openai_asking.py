@@ -9,6 +9,13 @@ from rewards import likeliest
 from server.backends.base import UpstreamError
 
 
+def n_prompt_tokens(reply: Any) -> int:
+    """Return the tokens of the prompt, as the upstream counts them; 0 when it does not tell."""
+    usage = reply.get("usage") if isinstance(reply, dict) else None
+    told = usage.get("prompt_tokens") if isinstance(usage, dict) else None
+    return told if isinstance(told, int) and told > 0 else 0
+
+
 def answer_of(reply: Any, words: Sequence[Sequence[str]]) -> list[float]:
     """Return what `rewards.likeliest.answer_of` does.
 

@@ -19,11 +19,10 @@ from typing import Any, Literal
 
 import httpx
 import numpy as np
-from numpy.typing import NDArray
 from pydantic import SecretStr
 from typing_extensions import override
 
-from rewards import Message, Sample
+from rewards import Judgement, Message, Sample
 from rewards.likeliest import question_fields
 from server.backends.base import (
     Backend,
@@ -38,7 +37,7 @@ from server.backends.base import (
     Tools,
     UpstreamError,
 )
-from server.backends.openai_asking import answer_of
+from server.backends.openai_asking import answer_of, n_prompt_tokens
 from server.backends.openai_fetching import Failure, Fetcher, Job
 from server.backends.openai_probe import UNKNOWN_CONTEXT, Discovery, discover
 from server.backends.openai_transport import TransientError, Upstream
@@ -250,7 +249,7 @@ class OpenAIRemoteBackend(Backend):
     @override
     async def ask(
         self, sample: Sample, questions: Sequence[str], words: Sequence[Sequence[str]]
-    ) -> NDArray[np.float64]:
+    ) -> Judgement:
         upstream, found = self._upstream, self._found
         if upstream is None or found is None:
             raise BackendUnavailableError("the upstream model server is not connected; retry later")
@@ -262,7 +261,7 @@ class OpenAIRemoteBackend(Backend):
             **self._extra_body,
         }
 
-        async def ask_one(question: str) -> list[float]:
+        async def ask_one(question: str) -> tuple[list[float], int]:
             replies: list[Any] = []
             body = shared | question_fields(sample, question)
             try:
@@ -271,7 +270,8 @@ class OpenAIRemoteBackend(Backend):
                 # Its message may quote the conversation; that of a reward's failure is logged.
                 msg = f"the upstream model server refuses the question ({type(error).__name__})"
                 raise ValueError(msg) from None
-            return answer_of(replies[-1] if replies else None, words)
+            reply = replies[-1] if replies else None
+            return answer_of(reply, words), n_prompt_tokens(reply)
 
         try:
             async with asyncio.TaskGroup() as group:
@@ -279,7 +279,8 @@ class OpenAIRemoteBackend(Backend):
         except ExceptionGroup as failures:
             # One failure cancels the rest, so there is one to tell.
             raise failures.exceptions[0] from None
-        return np.array([task.result() for task in tasks])
+        rows, n_tokens = zip(*(task.result() for task in tasks), strict=True)
+        return Judgement(np.array(rows), sum(n_tokens))
 
     @override
     def health(self) -> dict[str, object]:

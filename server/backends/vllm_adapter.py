@@ -9,11 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-from numpy.typing import NDArray
 from typing_extensions import override
 
-from rewards import Message, Sample
+from rewards import Judgement, Message, Sample
 from server.backends.base import (
     Backend,
     BackendUnavailableError,
@@ -177,7 +175,7 @@ class VllmAdapter(Backend):
     @override
     async def ask(
         self, sample: Sample, questions: Sequence[str], words: Sequence[Sequence[str]]
-    ) -> NDArray[np.float64]:
+    ) -> Judgement:
         return await self._base.ask(sample, questions, words, adapter=self._adapter)
 
     @override

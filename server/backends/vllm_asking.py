@@ -8,9 +8,8 @@ from contextlib import aclosing
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from rewards import Sample
+from rewards import Judgement, Sample
 from server.backends.asking import Asker
 from server.backends.vllm_process import Engine
 from server.backends.vllm_requests import Requests
@@ -24,7 +23,7 @@ async def ask(
     questions: Sequence[str],
     words: Sequence[Sequence[str]],
     lora: Any,
-) -> NDArray[np.float64]:
+) -> Judgement:
     """Return what `Backend.ask` promises; `lora` is from `lora_request`, None for the model's own.
 
     Raises
@@ -46,7 +45,7 @@ async def ask(
     async with aclosing(requests.each(engine, len(questions), ask_one)) as answers:
         async for index, logprobs in answers:
             found[index] = logprobs
-    return found
+    return Judgement(found, sum(map(len, prompts)))
 
 
 def asking_params(word_ids: Sequence[Sequence[int]]) -> Any:

@@ -13,11 +13,9 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-from numpy.typing import NDArray
 from typing_extensions import override
 
-from rewards import Message, Sample
+from rewards import Judgement, Message, Sample
 from server.backends.asking import Asker
 from server.backends.base import (
     Backend,
@@ -254,7 +252,7 @@ class VllmEngineBackend(Backend):
         words: Sequence[Sequence[str]],
         *,
         adapter: Adapter | None = None,
-    ) -> NDArray[np.float64]:
+    ) -> Judgement:
         asker, engine = self._loaded().asker, self._supervisor.engine
         lora = None if adapter is None else lora_request(adapter)
         return await ask(self._requests, engine, asker, sample, questions, words, lora)

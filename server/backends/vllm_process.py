@@ -11,6 +11,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from rewards.hub import cache_where_no_hub, offline_variables
 from server.backends.base import ModelLoadError
 
 # Environment variable with the file that gets the reason of a failure. vLLM's `additional_config`
@@ -148,7 +149,11 @@ def start_engine(options: Mapping[str, Any], environment: Mapping[str, str]) -> 
     os.close(descriptor)
     reason_file = Path(name)
     try:
-        with _environment({**environment, REASON_FILE: name}):
+        needs_hub = not Path(options["model"]).is_dir()
+        with (
+            cache_where_no_hub(is_needed=needs_hub),
+            _environment({**environment, **offline_variables(), REASON_FILE: name}),
+        ):
             llm = _construct(options)
     except Exception as error:
         reason = _read(reason_file) or _one_line(error)

@@ -12,6 +12,7 @@ import transformers
 from jinja2 import TemplateError
 
 from rewards import Message
+from rewards.hub import cache_where_no_hub
 from server.backends import hf_loading
 from server.backends.base import ContextLengthError, Prompt, PromptError, Tools
 from server.backends.hf_text import Detokenizer
@@ -156,7 +157,7 @@ def load_text(
     if folder is not None and has_weights:
         hf_loading.check_folder(folder)
     options: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
-    with hf_loading.quiet():
+    with hf_loading.quiet(), cache_where_no_hub(is_needed=folder is None):
         config = hf_loading.attempt(
             f"cannot read the configuration of {name!r}",
             "check the name (a folder with config.json, or a model of the hub that this machine "

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import shutil
+import threading
 
-import httpx
+import numpy as np
 import pytest
 from huggingface_hub import constants
 
-from rewards import RewardConfigError, checking
+from rewards import Judgement, RewardConfigError, checking
 from rewards.base import Scorer
 from rewards.checking import check_rewards
+from rewards.judging import ChatModel
 from rewards.licences import NO_CARD, NOT_STATED, licence_of
 
 CONFIG = """\
@@ -97,6 +100,90 @@ def test_what_asks_the_chat_model_is_left_to_the_server(file, monkeypatch):
     assert not any(value.is_tested for value in report.values)
 
 
+JUDGED = """\
+version: 1
+scorers:
+  judge: {kind: judge, questions: {kind: "Is it kind?", long: "Is it long?"}}
+values:
+  kind: {from: judge.kind, check: [{prompt: q, better: a b c, worse: a}]}
+  long: {from: judge.long}
+"""
+
+
+class FakeChat:
+    """Says yes the likelier the longer an answer is; and neither yes nor no with what is left."""
+
+    fingerprint = "chat"
+
+    def __init__(self, mass):
+        self.mass = mass
+        self.threads = set()
+
+    def check_words(self, words):
+        if self.mass is None:
+            raise ValueError("Yes and No begin with the same token")
+
+    async def ask(self, sample, questions, words):
+        self.threads.add(threading.current_thread())
+        share = 1 / (1 + np.exp(-len(sample.answer) / 1e3))
+        return Judgement(np.log([[share * one, (1 - share) * one] for one in self.mass]), 5)
+
+
+@pytest.fixture
+def check_judged(tmp_path):
+    """Return a function that checks JUDGED with a chat model on a loop of another thread."""
+    loop = asyncio.new_event_loop()
+    thread = threading.Thread(target=loop.run_forever)
+    thread.start()
+
+    def check(mass, text=JUDGED):
+        path = tmp_path / "rewards.yaml"
+        path.write_text(text)
+        judge = FakeChat(mass)
+        report = check_rewards(path, device="cpu", chat=ChatModel(judge, loop))
+        assert judge.threads <= {thread}
+        return report
+
+    yield check
+    loop.call_soon_threadsafe(loop.stop)
+    thread.join()
+    loop.close()
+
+
+def test_a_chat_model_is_asked_where_there_is_one(check_judged):
+    report = check_judged([0.9, 0.6])
+    (scorer,) = report.scorers
+    assert (scorer.problem, scorer.warnings) == (None, ())
+    assert scorer.passed == ("words", "finite")
+    assert scorer.texts_per_s > 0
+    assert report.is_sound
+    assert [value.is_tested for value in report.values] == [True, False]
+    wrong = check_judged(
+        [0.9, 0.6], JUDGED.replace("better: a b c, worse: a", "better: a, worse: a b")
+    )
+    assert "sign turned round" in wrong.values[0].problem
+
+
+@pytest.mark.parametrize(
+    ("mass", "named"), [([0.4, 0.6], "kind 40.0 %"), ([0.6, 0.01], "long 1.0 %")]
+)
+def test_a_chat_model_that_says_neither_yes_nor_no_is_told(check_judged, mass, named):
+    report = check_judged(mass)
+    (told,) = report.scorers[0].warnings
+    assert f"(probability: {named})" in told
+    assert "yes_words" in told
+    assert report.is_sound  # a server would start
+
+
+def test_a_chat_model_that_cannot_judge_is_a_problem(check_judged):
+    report = check_judged(None)
+    assert "the same token" in report.scorers[0].problem
+    assert not any(value.is_tested for value in report.values)
+    assert not report.is_sound
+    nan = check_judged([np.nan, np.nan], JUDGED.replace("better: a b c", "better: a b d"))
+    assert nan.scorers[0].problem == "it gave scores that are not finite"
+
+
 def test_a_wrong_file(file):
     file.write_text("version: 1")
     with pytest.raises(RewardConfigError):
@@ -134,19 +221,14 @@ def test_a_hub_that_is_away_is_asked_once(tmp_path, monkeypatch, caplog):
         "  b: {kind: sequence_classifier, model: nobody/b, input: {view: text}}\n"
         "values: {a: {from: a}, b: {from: b}}\n"
     )
-    asked = []
-
-    def head(url, **options):
-        asked.append(url)
-        raise httpx.ConnectError("no route")
-
-    monkeypatch.setattr("rewards.hub.httpx.head", head)
-    # Nobody listens at port 9: a request that is sent in spite of all fails, and is sent again.
+    monkeypatch.setattr("rewards.hub._PATIENCE_S", 0.0)
+    # Nobody listens at port 9.
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr("time.sleep", lambda _: pytest.fail("the hub was asked again"))
     report = check_rewards(path, device="cpu")
-    assert asked == ["http://127.0.0.1:9"]
-    assert "http://127.0.0.1:9 cannot be reached (no route)" in caplog.text
-    assert all("cannot be fetched from the hub" in one.problem for one in report.scorers)
+    (message,) = caplog.messages
+    assert "http://127.0.0.1:9 cannot be reached" in message
+    assert all("cannot be reached" in one.problem for one in report.scorers)
+    assert all("HF_ENDPOINT" in one.problem for one in report.scorers)
     assert not constants.HF_HUB_OFFLINE

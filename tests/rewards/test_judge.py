@@ -7,7 +7,14 @@ import asyncio
 import numpy as np
 import pytest
 
-from rewards import RewardConfigError, RewardError, RewardModelError, Sample, ScoringError
+from rewards import (
+    Judgement,
+    RewardConfigError,
+    RewardError,
+    RewardModelError,
+    Sample,
+    ScoringError,
+)
 from rewards.registry import load_rewards
 
 FILE = """\
@@ -27,7 +34,8 @@ values:
 class FakeJudge:
     """Says yes to a question by the lengths of answer and question; waits until the gate is open.
 
-    An answer that holds "raise", "refuse" or "nan" gets just that.
+    An answer that holds "raise", "refuse" or "nan" gets just that. `less`, in nats, is what yes and
+    no lack of all probability, question by question.
     """
 
     fingerprint = "the judge"
@@ -39,6 +47,7 @@ class FakeJudge:
         self.asked = []
         self.n_cancelled = 0
         self.refusal = None
+        self.less = np.zeros((2, 1))
 
     def check_words(self, words):
         assert [len(set(one)) for one in words] == [3, 3]
@@ -57,7 +66,10 @@ class FakeJudge:
         if "refuse" in sample.answer:
             raise ValueError("no template")
         bad = np.nan if "nan" in sample.answer else 0
-        return np.array([[len(sample.answer) + bad, len(question)] for question in questions])
+        found = np.array([[len(sample.answer) + bad, len(question)] for question in questions])
+        n_tokens = sum(len(sample.answer) + len(question) for question in questions)
+        # The likelier set has all the probability, but for what is told.
+        return Judgement(found - found.max(axis=1, keepdims=True) - self.less, n_tokens)
 
 
 def sample(answer, **ids):
@@ -111,6 +123,90 @@ async def test_equal_samples_are_asked_about_once(tmp_path):
         await suite.score([sample("same", prompt_ids=(1,), answer_ids=(2, 3))])
         await suite.score([sample("same", prompt_ids=(1,), answer_ids=(4,))])
         assert len(judge.asked) == 3
+
+
+def tokens(*answers):
+    """Return what `FakeJudge` counts for both questions about each of these."""
+    return sum(2 * len(answer) + sum(map(len, ASKED)) for answer in answers)
+
+
+async def test_what_was_asked_is_told_to_who_made_it_necessary(tmp_path):
+    judge = FakeJudge(is_held=True)
+    async with suite_of(tmp_path, judge) as suite:
+        assert suite.judging() == {}
+        first = asyncio.create_task(suite.attempt([sample("one"), sample("one")], ()))
+        await until(lambda: len(judge.asked) == 1)
+        second = asyncio.create_task(suite.attempt([sample("one"), sample("three")], ()))
+        await until(lambda: len(judge.asked) == 2)
+        judge.gate.set()
+        asked = (await first).asked
+        assert (asked.n_questions, asked.n_tokens) == (2, tokens("one"))
+        asked = (await second).asked
+        assert (asked.n_questions, asked.n_tokens) == (2, tokens("three"))
+        for samples, names in (([sample("one")], None), ([sample("four")], ["words"])):
+            asked = (await suite.attempt(samples, (), names)).asked
+            assert (asked.n_questions, asked.n_tokens) == (0, 0)
+        (judging,) = suite.judging().values()
+        assert judging.scorer == "judge"
+        assert judging.asked.n_questions == 4
+        assert judging.asked.n_tokens == tokens("one", "three")
+
+
+async def test_the_mass_is_that_of_yes_and_no_together(tmp_path):
+    judge = FakeJudge()
+
+    async def ask(sample, questions, words):
+        return Judgement(np.log([[0.4, 0.3], [0.1, 0.01]]), 7)
+
+    judge.ask = ask
+    async with suite_of(tmp_path, judge) as suite:
+        scores = await suite.score([sample("one")], ["kind", "honest"])
+        assert scores == pytest.approx(np.log([[0.4 / 0.3, 10]]))
+        mass = suite.judging()["judge"].mass()
+        assert mass == pytest.approx({"kind": 0.7, "honest": 0.11})
+
+
+async def test_a_failure_counts_for_nobody(tmp_path):
+    async with suite_of(tmp_path, FakeJudge()) as suite:
+        attempt = await suite.attempt([sample("raise")], suite.names)
+        assert attempt.asked.n_questions == 0
+        assert suite.judging() == {}
+
+
+@pytest.mark.parametrize("less", [[0.0, 0.6], [0.7, 0.8], [0.0, 0.8], [9.0, 0.0]])
+async def test_replies_that_are_neither_yes_nor_no_are_told_once(tmp_path, less, caplog):
+    """Below one half, which is 0.69 nats less than all."""
+    judge = FakeJudge()
+    judge.less = np.array(less)[:, None]
+    names = [name for name, one in zip(("kind", "honest"), less, strict=True) if one > 0.69]
+    async with suite_of(tmp_path, judge) as suite:
+        await suite.score([sample(f"{i:04}") for i in range(99)])
+        assert not caplog.records
+        for start in (99, 199):
+            await suite.score([sample(f"{i:04}") for i in range(start, start + 100)])
+            told = [record.getMessage() for record in caplog.records]
+            assert len(told) == bool(names)
+        mass = suite.judging()["judge"].mass()
+    assert mass == pytest.approx(
+        dict(zip(("kind", "honest"), np.exp(-np.array(less)), strict=True))
+    )
+    for message in told:
+        assert "'judge'" in message
+        assert "yes_words" in message
+        assert ("kind" in message, "honest" in message) == ("kind" in names, "honest" in names)
+        assert "hello" not in message
+
+
+async def test_the_mass_is_that_of_the_last_hundred_samples(tmp_path, caplog):
+    judge = FakeJudge()
+    async with suite_of(tmp_path, judge) as suite:
+        await suite.score([sample(f"{i:04}") for i in range(150)])
+        assert suite.judging()["judge"].mass() == pytest.approx({"kind": 1, "honest": 1})
+        judge.less = np.full((2, 1), np.log(4))
+        await suite.score([sample(f"{i:04}") for i in range(150, 190)])
+        wanted = 0.6 + 0.4 / 4
+        assert suite.judging()["judge"].mass() == pytest.approx({"kind": wanted, "honest": wanted})
+        assert not caplog.records
 
 
 async def test_cancelling_stops_what_nobody_else_waits_for(tmp_path):

@@ -6,6 +6,7 @@ import json
 
 import pytest
 
+from server.embedded import CHAT_MODEL
 from tests.server.commands import palette
 
 SOUND = """\
@@ -54,6 +55,29 @@ def test_json_is_one_object(file):
     assert found["sound"] is True
     assert [one["name"] for one in found["scorers"]] == ["count", "other"]
     assert found["scorers"][0]["texts_per_s"] > 0
+
+
+def test_judged_values_are_tested_where_a_chat_model_is_named(file):
+    file.write_text(
+        "version: 1\n"
+        'scorers: {judge: {kind: judge, question: "Is the reply kind?"}}\n'
+        "values: {kind: {from: judge}}\n"
+    )
+    told = check(file)
+    assert told.exit_code == 0
+    assert "name that by --model to test it" in told.stdout
+    told = check(file, "--model", CHAT_MODEL, "--device", "cpu")
+    assert told.exit_code == 0, told.output
+    assert "passed: words, finite" in told.stdout
+    # It was never taught to answer such questions.
+    assert "seldom replies with one of the yes_words" in told.stdout
+    told = check(file, "--model", file.parent / "gone")
+    assert told.exit_code == 1
+    assert "does not exist" in told.stderr
+
+
+def test_a_chat_model_that_nobody_asks_is_not_loaded(file):
+    assert check(file, "--model", file.parent / "gone").exit_code == 0
 
 
 def test_a_value_that_is_the_wrong_way_round(file):

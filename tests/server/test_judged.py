@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 
 import httpx
@@ -11,13 +12,14 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from rewards import RewardModelError
+from rewards import Asked, RewardModelError
 from server.app import running_aligner, running_app
 from server.backends.base import BackendUnavailableError, Candidate, Prompt, ToolCall
 from server.calibrator import calibrate
 from server.cli import app as command
 from server.embedded import CHAT_MODEL, CHAT_MODEL_NAME, PROMPTS
 from server.prompts import read_prompts
+from server.reporting import judging_report
 from server.scoring import sample_of
 from server.settings import load_settings
 from tests.server.fakes import FakeBackend
@@ -74,6 +76,15 @@ def settings_of(tmp_path, rewards_file, **more):
     )
 
 
+async def judge_metrics(client):
+    """Return the metrics of the judge by name; of its questions, the mean."""
+    text = (await client.get("/metrics")).text
+    found = {}
+    for name, number in re.findall(r"^(palette_judge_\w+){[^}]*} (\S+)$", text, re.MULTILINE):
+        found.setdefault(name, []).append(float(number))
+    return {name: float(np.mean(numbers)) for name, numbers in found.items()}
+
+
 async def test_a_judged_palette_is_calibrated_served_and_met(tmp_path, rewards_file):
     settings = settings_of(tmp_path, rewards_file)
     prompts = read_prompts(PROMPTS)[:N_PROMPTS]
@@ -92,6 +103,7 @@ async def test_a_judged_palette_is_calibrated_served_and_met(tmp_path, rewards_f
         async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
             target = {"kind": {"gain": 0.5}}
             reports = []
+            asked_before = await judge_metrics(client)
             for seed, messages in enumerate(prompts):
                 body = {
                     "model": CHAT_MODEL_NAME,
@@ -102,6 +114,10 @@ async def test_a_judged_palette_is_calibrated_served_and_met(tmp_path, rewards_f
                 reply = await client.post("/v1/chat/completions", json=body)
                 assert reply.status_code == 200, reply.text
                 reports.append(reply.json()["palette"])
+            usage = reply.json()["usage"]
+            asked_after = await judge_metrics(client)
+            del body["palette"]
+            plain = (await client.post("/v1/chat/completions", json=body)).json()
             values = (await client.get("/v1/palette/values")).json()["values"]
             texts = [one["text"] for one in reports[0]["candidates_detail"]]
             scored = await client.post(
@@ -111,6 +127,17 @@ async def test_a_judged_palette_is_calibrated_served_and_met(tmp_path, rewards_f
         ("kind", "log-odds"),
         ("useful", "log-odds"),
     ]
+    report = reports[0]
+    # What the judge read is told, and is no part of what the answers cost.
+    assert all(0 <= one["judging"]["questions"] <= 2 * 6 for one in reports)
+    for field in ("questions", "prompt_tokens"):
+        told = sum(one["judging"][field] for one in reports)
+        assert told > N_PROMPTS
+        name = f"palette_judge_{field}_total"
+        assert asked_after[name] - asked_before[name] == told
+    assert usage["prompt_tokens"] == plain["usage"]["prompt_tokens"]
+    assert "palette" not in plain
+    assert 0 < asked_after["palette_judge_words_mass"] <= 1
     report = reports[0]
     assert report["status"] == "met"
     assert report["calibration"]["valid"]
@@ -182,6 +209,14 @@ def test_score_asks_the_chat_model(tmp_path, rewards_file, monkeypatch):
     first, second = (json.loads(line)["rewards"] for line in told.stdout.splitlines())
     assert set(first) == {"kind", "useful", "words"}
     assert first["kind"] != second["kind"]
+
+
+@pytest.mark.parametrize(
+    ("n_questions", "n_tokens", "told"), [(0, 0, 0), (2, 90, 90), (2, 0, None)]
+)
+def test_tokens_that_nobody_tells_are_null(n_questions, n_tokens, told):
+    report = judging_report(Asked(n_questions, n_tokens))
+    assert (report.questions, report.prompt_tokens) == (n_questions, told)
 
 
 PROMPT = Prompt(({"role": "user", "content": "Hi"},), (1, 2))

@@ -70,9 +70,10 @@ async def test_answers_are_those_of_the_whole_sequence_at_once(backend, folder):
     tokenizer = make_tokenizer()
     groups = [[tokenizer(text)["input_ids"][0] for text in texts] for texts in ("Yy", "Nn")]
     found = await asyncio.gather(*(backend.ask(sample, ASKED, WORDS) for sample in samples))
-    for sample, answers in zip(samples, found, strict=True):
+    for sample, judged in zip(samples, found, strict=True):
+        n_tokens = 0
         assert sample.prompt_ids == prompt.token_ids
-        for question, answer in zip(ASKED, answers, strict=True):
+        for question, answer in zip(ASKED, judged.logprobs, strict=True):
             # The very tokens that were read and written, then the template's.
             ids = [
                 *sample.prompt_ids,
@@ -81,14 +82,17 @@ async def test_answers_are_those_of_the_whole_sequence_at_once(backend, folder):
             ]
             wanted = expected(folder, ids, groups)
             assert_allclose(answer, wanted, atol=1e-4)
-    assert np.ptp([answer[:, 0] - answer[:, 1] for answer in found]) > 0.1
+            n_tokens += len(ids)
+        assert judged.n_tokens == n_tokens
+    assert np.ptp([one.logprobs[:, 0] - one.logprobs[:, 1] for one in found]) > 0.1
 
 
 async def test_one_question_alone_gives_the_same(backend):
     _, (sample, *_) = await samples_of(backend)
     together = await backend.ask(sample, ASKED, WORDS)
-    for question, answer in zip(ASKED, together, strict=True):
-        assert_allclose(await backend.ask(sample, [question], WORDS), [answer], atol=1e-4)
+    for question, answer in zip(ASKED, together.logprobs, strict=True):
+        alone = await backend.ask(sample, [question], WORDS)
+        assert_allclose(alone.logprobs, [answer], atol=1e-4)
 
 
 async def test_an_answer_from_elsewhere_is_rendered(llama, llama_folder):
@@ -98,7 +102,7 @@ async def test_an_answer_from_elsewhere_is_rendered(llama, llama_folder):
     sample = Sample(({"role": "user", "content": "Hi"},), "Oh, it is you.")
     found = await llama.ask(sample, ASKED[:1], WORDS)
     wanted = expected(llama_folder, tokenizer(text)["input_ids"], groups)
-    assert_allclose(found, [wanted], atol=1e-4)
+    assert_allclose(found.logprobs, [wanted], atol=1e-4)
     with pytest.raises(ValueError, match=r"not let a question follow.*\(TemplateError\)$"):
         await llama.ask(Sample(({"role": "wizard", "content": "Hi"},), "No"), ASKED, WORDS)
 
@@ -110,7 +114,9 @@ async def test_what_is_too_long_loses_its_beginning(llama, llama_folder):
     ids = [*words, *words[::-1], *tokenizer(closing(ASKED[0]))["input_ids"]]
     groups = [[tokenizer(text)["input_ids"][0] for text in texts] for texts in ("Yy", "Nn")]
     found = await llama.ask(sample, ASKED[:1], WORDS)
-    assert_allclose(found, [expected(llama_folder, ids[-(MAX_CONTEXT - 1) :], groups)], atol=1e-4)
+    kept = ids[-(MAX_CONTEXT - 1) :]
+    assert_allclose(found.logprobs, [expected(llama_folder, kept, groups)], atol=1e-4)
+    assert found.n_tokens == len(kept)
 
 
 async def test_the_prompt_is_read_once_for_all_answers(llama, monkeypatch):
@@ -136,7 +142,7 @@ async def test_the_prompt_is_read_once_for_all_answers(llama, monkeypatch):
 
 async def test_a_model_that_cannot_read_in_pieces_reads_at_once(llama, monkeypatch):
     _, samples = await samples_of(llama, n=3)
-    pieces = [await llama.ask(sample, ASKED, WORDS) for sample in samples]
+    pieces = [(await llama.ask(sample, ASKED, WORDS)).logprobs for sample in samples]
     monkeypatch.setattr(hf_asking, "copy_prefix", lambda prefix: None)  # the comparison fails
     held = HeldForward(monkeypatch)
     held.permits.release(100)
@@ -144,7 +150,7 @@ async def test_a_model_that_cannot_read_in_pieces_reads_at_once(llama, monkeypat
     await again.start()
     n_before = len(held.shapes)
     try:
-        whole = [await again.ask(sample, ASKED, WORDS) for sample in samples]
+        whole = [(await again.ask(sample, ASKED, WORDS)).logprobs for sample in samples]
     finally:
         await again.close()
     assert [n_rows for n_rows, _ in held.shapes[n_before + 2 :]] == [3, 3, 3]
@@ -197,7 +203,8 @@ async def test_a_failure_is_told_and_passes(llama, monkeypatch):
         with pytest.raises(Exception, match="ZeroDivisionError"):
             await llama.ask(sample, ASKED, WORDS)
     assert llama.health()["state"] == "failing"
-    assert_array_equal(await llama.ask(sample, ASKED, WORDS), wanted)
+    again = await llama.ask(sample, ASKED, WORDS)
+    assert_array_equal(again.logprobs, wanted.logprobs)
     assert llama.health()["state"] == "ok"
 
 

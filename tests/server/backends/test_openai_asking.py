@@ -11,7 +11,7 @@ from numpy.testing import assert_allclose
 
 from rewards import Sample
 from server.backends.base import UpstreamError
-from server.backends.openai_asking import answer_of
+from server.backends.openai_asking import answer_of, n_prompt_tokens
 from server.backends.openai_remote import OpenAIRemoteBackend
 from tests.server.backends.fake_upstream import FakeUpstream, Fault, listening
 from tests.server.waiting import until
@@ -52,9 +52,10 @@ async def upstream():
 async def test_the_mass_of_yes_and_no_is_read_from_the_likeliest_tokens(upstream):
     fake, backend = upstream
     backend.check_words(WORDS)
-    found = await backend.ask(SAMPLE, ["Is it kind?", "Is it rude?"], WORDS)
+    judged = await backend.ask(SAMPLE, ["Is it kind?", "Is it rude?"], WORDS)
     # No yes among the second's: it is as likely as the least of those told, at most.
-    assert_allclose(np.exp(found), [[0.625, 0.25], [0.1, 0.75]])
+    assert_allclose(np.exp(judged.logprobs), [[0.625, 0.25], [0.1, 0.75]])
+    assert judged.n_tokens == 2 * 11
     bodies = sorted(fake.bodies, key=lambda body: body["messages"][-1]["content"])
     for body, question in zip(bodies, ("Is it kind?", "Is it rude?"), strict=True):
         assert body["messages"] == [
@@ -70,14 +71,14 @@ async def test_the_mass_of_yes_and_no_is_read_from_the_likeliest_tokens(upstream
 async def test_more_questions_than_connections_take_turns(upstream):
     fake, backend = upstream
     found = await backend.ask(SAMPLE, [f"Is it kind {i}?" for i in range(9)], WORDS)
-    assert found.shape == (9, 2)
+    assert found.logprobs.shape == (9, 2)
     assert fake.n_peak <= 2
 
 
 async def test_what_can_be_tried_again_is(upstream):
     fake, backend = upstream
     fake.faults.append(Fault(status=503))
-    assert (await backend.ask(SAMPLE, ["Is it kind?"], WORDS)).shape == (1, 2)
+    assert (await backend.ask(SAMPLE, ["Is it kind?"], WORDS)).logprobs.shape == (1, 2)
     assert len(fake.bodies) == 2
 
 
@@ -128,6 +129,23 @@ async def test_an_upstream_without_log_probabilities_cannot_judge():
 def test_a_reply_without_the_likeliest_tokens_is_an_error(reply):
     with pytest.raises(UpstreamError, match="does not tell the likeliest first tokens"):
         answer_of(reply, WORDS)
+
+
+@pytest.mark.parametrize(
+    ("reply", "n_tokens"),
+    [
+        ({"usage": {"prompt_tokens": 7}}, 7),
+        ({"usage": {"prompt_tokens": -7}}, 0),
+        ({"usage": {"prompt_tokens": "7"}}, 0),
+        ({"usage": {}}, 0),
+        ({"usage": None}, 0),
+        ({"usage": 7}, 0),
+        ({}, 0),
+        (None, 0),
+    ],
+)
+def test_tokens_of_a_question_are_those_the_upstream_tells(reply, n_tokens):
+    assert n_prompt_tokens(reply) == n_tokens
 
 
 def test_a_token_that_two_sets_begin_with_says_nothing():

@@ -163,10 +163,12 @@ async def test_answers_are_those_of_transformers_and_the_prefix_is_cached(backen
     async with asyncio.timeout(PATIENCE_S):
         found = await asyncio.gather(*(backend.ask(one, ASKED, WORDS) for one in samples))
     for sample, answer in zip(samples[:3], found, strict=False):
-        assert_allclose(answer, expected(backend._words.asker, sample), atol=1e-4)
-    assert np.std([answer[:, 0] - answer[:, 1] for answer in found], axis=0).min() > 0.01
+        assert_allclose(answer.logprobs, expected(backend._words.asker, sample), atol=1e-4)
+    odds = [answer.logprobs[:, 0] - answer.logprobs[:, 1] for answer in found]
+    assert np.std(odds, axis=0).min() > 0.01
     after = backend.health()
     read = after["asked_tokens"] - before["asked_tokens"]
+    assert sum(answer.n_tokens for answer in found) == read
     cached = after["cached_asked_tokens"] - before["cached_asked_tokens"]
     n_prompt = len(samples[0].prompt_ids)
     block = backend._supervisor.engine.llm.vllm_config.cache_config.block_size
@@ -185,7 +187,9 @@ async def test_both_backends_agree(backend):
         elsewhere = Sample(tuple(QUESTION), "Water them.")
         for sample in (*samples, elsewhere):
             theirs = await local.ask(sample, ASKED, WORDS)
-            assert_allclose(await backend.ask(sample, ASKED, WORDS), theirs, atol=1e-4)
+            ours = await backend.ask(sample, ASKED, WORDS)
+            assert_allclose(ours.logprobs, theirs.logprobs, atol=1e-4)
+            assert ours.n_tokens == theirs.n_tokens
         assert backend.fingerprint == local.fingerprint
     finally:
         await local.close()
@@ -219,7 +223,7 @@ async def test_questions_are_answered_while_answers_fill_the_engine(backend):
             sample = sample_of(prompt, candidate)
             asked.append(asyncio.create_task(backend.ask(sample, ASKED, WORDS)))
         found = await asyncio.gather(*asked)
-    assert np.shape(found) == (20, 3, 2)
+    assert np.shape([one.logprobs for one in found]) == (20, 3, 2)
 
 
 @on_engine
@@ -235,7 +239,7 @@ async def test_cancelled_questions_leave_the_engine(backend):
         await asyncio.gather(*asked, return_exceptions=True)
         while llm.get_num_unfinished_requests():  # noqa: ASYNC110 - the engine's own state
             await asyncio.sleep(0.01)
-        assert (await backend.ask(samples[0], ASKED, WORDS)).shape == (3, 2)
+        assert (await backend.ask(samples[0], ASKED, WORDS)).logprobs.shape == (3, 2)
 
 
 async def test_a_stopped_engine_says_so():
