@@ -355,7 +355,7 @@ async def test_a_palette_server_judges_as_its_model_does(tmp_path):
     await local.start()
     try:
         for sample, (score,) in zip([*asked, TRIAL], scores, strict=True):
-            found = await local.ask(sample, [PUT + QUESTION], WORDS)
+            found = (await local.ask(sample, [PUT + QUESTION], WORDS)).logprobs
             assert_allclose(score, found[0, 0] - found[0, 1], atol=1e-4)
     finally:
         await local.close()
