@@ -47,8 +47,13 @@ def shared_memory(pids):
     }
 
 
-def reason_files():
-    return set(Path(tempfile.gettempdir()).glob("palette-engine-*"))
+@pytest.fixture
+def temporary(monkeypatch):
+    """Return a temporary folder of our own, its name short enough for sockets."""
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+        monkeypatch.setattr(tempfile, "tempdir", folder)
+        monkeypatch.setenv("TMPDIR", folder)
+        yield Path(folder)
 
 
 async def serving(backend):
@@ -119,9 +124,8 @@ async def test_an_engine_that_stands_still_is_replaced():
     assert not any(is_alive(one) for one in all_pids)
 
 
-async def test_a_killed_server_leaves_no_engine_and_a_failing_start_says_why(backend):
+async def test_a_killed_server_leaves_no_engine_and_a_failing_start_says_why(backend, temporary):
     """Two starts at once, for the time they take."""
-    known = reason_files()
     victim = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "tests.server.backends.vllm_engine.victim",
         cwd=ROOT, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.DEVNULL,
@@ -134,10 +138,11 @@ async def test_a_killed_server_leaves_no_engine_and_a_failing_start_says_why(bac
     async with asyncio.timeout(PATIENCE_S):
         (pid,) = json.loads(await victim.stdout.readline())
         assert is_alive(pid)
+        assert len(list(temporary.glob("palette-engine-*"))) == 1
         victim.kill()
         await victim.wait()
     await until(lambda: not is_alive(pid))
-    assert reason_files() <= known
+    assert not list(temporary.glob("palette-engine-*"))
 
 
 async def test_a_refused_option_is_told_before_anything_is_loaded(backend):
