@@ -9,7 +9,6 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
-from rich.table import Table
 
 from server import embedded, terminal
 from server.alignment import Aligner
@@ -143,20 +142,19 @@ async def measure(
 
 def print_bench(found: Json) -> None:
     """Print the timings as a table."""
-    table = Table(box=None, pad_edge=False)
-    for i, heading in enumerate(("ms", *(f"aligned {name}" for name in _PERCENTILES), "plain p50")):
-        table.add_column(heading, justify="right" if i else "left")
+    columns = ("ms", *(f"aligned {name}" for name in _PERCENTILES), "plain p50")
+    rows = []
     aligned, plain = found["aligned"], found["plain"]
     for stage in STAGES:
         numbers = [aligned[stage][name] for name in _PERCENTILES] + [plain[stage]["p50"]]
-        table.add_row(stage, *(f"{number:.1f}" for number in numbers))
+        rows.append((stage, *(f"{number:.1f}" for number in numbers)))
     out = terminal.results
     out.print(
         f"{found['model']}: {found['requests']} requests of {found['candidates']} candidates, "
         f"clients at once: {found['clients']}, without HTTP\n",
         soft_wrap=True, markup=False,
     )  # fmt: skip
-    out.print(table)
+    terminal.print_table(columns, rows)
     out.print(
         f"\n{aligned['requests_per_s']:.2f} requests/s, {aligned['tokens_per_s']:.0f} sampled "
         f"tokens/s; beside plain requests for the same tokens: latency "

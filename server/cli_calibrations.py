@@ -51,23 +51,12 @@ def list_all(as_json: AsJson = False) -> None:
             }
         )
         return
-    from rich.table import Column, Table
-
     from server import terminal
 
-    # Ids are what the other commands take, so they are whole, however narrow the terminal.
-    table = Table(
-        Column("id", no_wrap=True, min_width=12),
-        *(
-            Column(title, overflow="fold")
-            for title in ("name", "model", "prompts x K", "sampling", "systems", "made")
-        ),
-        box=None,
-        pad_edge=False,
-    )
+    rows = []
     for one in there.held:
         info, pilot = one.calibration.info, one.calibration.pilot
-        table.add_row(
+        told = (
             one.calibration.id,
             info.name or "",
             info.model,
@@ -76,7 +65,9 @@ def list_all(as_json: AsJson = False) -> None:
             _systems(info.systems),
             f"{info.created:%Y-%m-%d}" + (" (shipped)" if one.source == "shipped" else ""),
         )
-    terminal.results.print(table)
+        rows.append(told)
+    columns = ("id", "name", "model", "prompts x K", "sampling", "systems", "made")
+    terminal.print_table(columns, rows, justify="left")
     for unfinished in there.unfinished:
         terminal.errors.print(
             f"unfinished: {unfinished.path}, {unfinished.done} of {unfinished.prompts} prompts",

@@ -11,8 +11,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from rich.table import Table
-
 from server import terminal
 from server.promise import AUTO_CANDIDATES
 from solver import (
@@ -192,12 +190,13 @@ def _read_parties(path: Path) -> list[Party]:
 def print_solution(result: Json) -> None:
     """Print a solution as a table."""
     found = result["prices"]
-    table = _table("value", "target", "multiplier", "±", "expected", "±", "base")
+    columns = ("value", "target", "multiplier", "±", "expected", "±", "base")
+    rows: list[tuple[str, ...]] = []
     for name in result["values"]:
         target = result["targets"].get(name)
         is_solved = found is not None or result["status"] == "boundary"
         error = found["multiplier_stderr"][name] if found else None
-        table.add_row(
+        row = (
             name,
             "" if target is None else _number(target),
             _number(result["multipliers"][name] if is_solved else None),
@@ -205,7 +204,8 @@ def print_solution(result: Json) -> None:
             *(_number(result[key][name] if is_solved else None) for key in ("expected", "stderr")),
             _number(result["base"][name]),
         )
-    terminal.results.print(table)
+        rows.append(row)
+    terminal.print_table(columns, rows)
     served = f"; ESS {_number(result['ess'])}, KL {_number(result['kl'])} nats" * (
         result["status"] != "infeasible"
     )
@@ -231,20 +231,22 @@ def print_frontier(result: Json) -> None:
     """Print the curve as a table, from the most of the second value to the most of the first."""
     first, second = result["values"]
     at = "at the limit" if result["max_kl"] is None else f"at KL {result['max_kl']:g}"
-    table = _table(
+    columns = (
         f"{first}, {at}", second, f"-d {second} / d {first}", f"λ {first}", f"λ {second}", "KL",
         "ESS",
     )  # fmt: skip
+    rows: list[tuple[str, ...]] = []
     for point in result["points"]:
         solution = point["solution"]
-        table.add_row(
+        row = (
             *(_number(point["limit"][name]) for name in (first, second)),
             _number(point["exchange"]),
             *(_number(solution["multipliers"][name]) for name in (first, second)),
             _number(solution["kl"]),
             _number(solution["ess"]),
         )
-    terminal.results.print(table)
+        rows.append(row)
+    terminal.print_table(columns, rows)
     others = result["others"]
     if not result["points"]:
         certificate = others["certificate"]
@@ -261,24 +263,23 @@ def print_frontier(result: Json) -> None:
 def print_spread(result: Json) -> None:
     """Print each palette with the level it serves of every value."""
     names = result["values"]
-    table = _table("palette", *names, "KL", "ESS")
+    rows: list[tuple[str, ...]] = []
     for one in result["palettes"]:
         solution = one["solution"]
         levels = [_number(solution["expected"][name]) for name in names]
-        table.add_row(one["name"], *levels, _number(solution["kl"]), _number(solution["ess"]))
-    terminal.results.print(table)
+        rows.append((one["name"], *levels, _number(solution["kl"]), _number(solution["ess"])))
+    terminal.print_table(("palette", *names, "KL", "ESS"), rows)
     terminal.results.print("\n--json prints the palettes as requests take them.")
 
 
 def print_agreement(result: Json) -> None:
     """Print how satisfied each party is, and the palette agreed on."""
-    table = _table("party", "weight", "satisfaction", "as served", "alone")
+    rows: list[tuple[str, ...]] = []
     for name in result["parties"]:
         numbers = (result[key][name] for key in ("satisfaction", "served", "alone"))
-        table.add_row(
-            name, _number(result["weights"][name]), *(f"{100 * x:.1f} %" for x in numbers)
-        )
-    terminal.results.print(table)
+        shares = (f"{100 * x:.1f} %" for x in numbers)
+        rows.append((name, _number(result["weights"][name]), *shares))
+    terminal.print_table(("party", "weight", "satisfaction", "as served", "alone"), rows)
     targets = result["palette"]["targets"]
     terminal.results.print(f"\npalette: {json.dumps(targets)}", soft_wrap=True)
     for sentence in (result["limits"], *result["stopped"]):
@@ -289,14 +290,14 @@ def print_agreement(result: Json) -> None:
 def print_interference(result: Json) -> None:
     """Print correlations below the diagonal, information above it, and what it means for λ."""
     names = result["values"]
-    table = _table("correlation \\ nats", *names, "inflation")
+    rows: list[tuple[str, ...]] = []
     for i, row in enumerate(names):
         cells = []
         for j, column in enumerate(names):
             part = "correlation" if j < i else "mutual_information"
             cells.append("" if i == j else _number(result[part][row][column]))
-        table.add_row(row, *cells, _number(result["inflation"][row]))
-    terminal.results.print(table)
+        rows.append((row, *cells, _number(result["inflation"][row])))
+    terminal.print_table(("correlation \\ nats", *names, "inflation"), rows)
     terminal.results.print(
         "\nBelow the diagonal: correlation within a prompt; above it: mutual information, nats. "
         "Inflation: how much steeper a multiplier rises than if the value stood alone.",
@@ -306,13 +307,6 @@ def print_interference(result: Json) -> None:
         terminal.results.print(combination["sentence"], soft_wrap=True)
     if not result["collinear"]:
         terminal.results.print("No combination of values is nearly collinear.")
-
-
-def _table(*headings: str) -> Table:
-    table = Table(box=None, pad_edge=False)
-    for i, heading in enumerate(headings):
-        table.add_column(heading, justify="right" if i else "left")
-    return table
 
 
 def _number(value: Any) -> str:

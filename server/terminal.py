@@ -5,9 +5,11 @@ from __future__ import annotations
 import math
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Literal
 
+from rich.cells import cell_len
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -17,6 +19,8 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.table import Table
+from rich.text import Text
 
 from server.calibrator import Progress as Report
 
@@ -24,6 +28,60 @@ errors = Console(stderr=True, highlight=False)
 results = Console(highlight=False)
 
 LINE_EVERY_S = 60.0
+# Spaces between the columns of a table.
+_GAP = 2
+
+
+def print_table(
+    columns: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    *,
+    title: str | None = None,
+    justify: Literal["left", "right"] = "right",
+) -> None:
+    """Print a table; one that is wider than the terminal in pieces, each with the first column.
+
+    Parameters
+    ----------
+    columns : sequence of str
+        Headings.
+    rows : sequence of sequence of str
+        A cell for each heading.
+    title : str, optional
+    justify : {"left", "right"}
+        Of all columns but the first.
+    """
+    widths = [
+        max(cell_len(cell) for cell in cells)
+        for cells in zip(columns, *rows, strict=True)  # column by column
+    ]
+    for number, piece in enumerate(_pieces(widths, results.width)):
+        table = Table(box=None, pad_edge=False, title=None if number else title)
+        table.title_justify, table.title_style = "left", "italic"
+        if number:
+            results.print()
+        for at in piece:
+            # Folded only where it is wider than the terminal itself.
+            table.add_column(
+                Text(columns[at]), justify=justify if at else "left", overflow="fold",
+                min_width=min(widths[at], (results.width - _GAP) // 2),
+            )  # fmt: skip
+        for row in rows:
+            table.add_row(*(Text(row[at]) for at in piece))
+        results.print(table)
+
+
+def _pieces(widths: Sequence[int], limit: int) -> list[list[int]]:
+    """Return which columns stand beside each other: the first with as many others as fit."""
+    pieces = [[0]]
+    used = widths[0]
+    for at, width in enumerate(widths[1:], start=1):
+        if used + _GAP + width > limit and len(pieces[-1]) > 1:
+            pieces.append([0])
+            used = widths[0]
+        pieces[-1].append(at)
+        used += _GAP + width
+    return pieces
 
 
 @contextmanager

@@ -7,8 +7,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from rich import table as rich_table
-
 from server import terminal
 
 Json = dict[str, Any]
@@ -247,15 +245,8 @@ def base_table(report: Json) -> Table:
 
 
 def _print(table: Table) -> None:
-    shown = rich_table.Table(
-        box=None, pad_edge=False, title=table.caption, title_justify="left", title_style="italic"
-    )
-    for i, heading in enumerate(table.columns):
-        shown.add_column(heading, justify="right" if i else "left", no_wrap=True)
-    for row in table.rows:
-        if len(row) == len(table.columns):
-            shown.add_row(*row)
-    terminal.results.print(shown)
+    whole = [row for row in table.rows if len(row) == len(table.columns)]
+    terminal.print_table(table.columns, whole, title=table.caption)
     for row in table.rows:
         if len(row) < len(table.columns):
             terminal.results.print(f"{row[0]}: {row[-1]}", soft_wrap=True, markup=False)

@@ -16,7 +16,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from rich.console import Console
 
+from server import terminal
 from server.evaluation import plots, tables
 from server.evaluation.collecting import Collected
 from server.evaluation.comparing import Comparison
@@ -389,6 +391,20 @@ def test_page_of_a_method_that_cannot_be_used(made):
     page = make_page(report)
     assert page.count("because of &lt;this&gt;") == 6
     tables.print_report(report)
+
+
+def test_tables_are_whole_in_80_columns(made, monkeypatch, capsys):
+    _, _, report = made
+    monkeypatch.setattr(terminal, "results", Console(width=80, highlight=False))
+    tables.print_report(report)
+    text = capsys.readouterr().out
+    assert "…" not in text
+    for palette in report["palettes"]:
+        for make in (tables.levels_table, tables.errors_table, tables.methods_table):
+            table = make(palette)
+            for row in (table.columns, *table.rows):
+                for cell in row:
+                    assert cell.strip() in text
 
 
 def test_page_of_a_palette_whose_floors_refuse_everything(made):
