@@ -10,14 +10,15 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from numpy.testing import assert_allclose
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from rewards import RewardConfigError, RewardModelError, Sample, ScoringError, load_rewards
 from rewards.base import TRIAL
 from rewards.checking import check_rewards
 from rewards.models import endpoint, judge_remote
 from server import embedded
-from server.backends.hf_local import HfLocalBackend
 from tests.rewards.models.remote_upstream import (
     SECRET,
     Upstream,
@@ -334,10 +335,26 @@ WORDS = (("Let", "What"), ("You", "Well"))
 DIALOGUE = ({"role": "user", "content": "How do I keep a plant alive?"},)
 
 
+@torch.inference_mode()
+def expected(sample):
+    """Return the log-odds of the first token after a pass over the whole conversation."""
+    tokenizer = AutoTokenizer.from_pretrained(embedded.CHAT_MODEL)
+    model = AutoModelForCausalLM.from_pretrained(embedded.CHAT_MODEL).eval()
+    answer = {"role": "assistant", "content": sample.answer}
+    dialogue = [*sample.messages, answer, {"role": "user", "content": PUT + QUESTION}]
+    text = tokenizer.apply_chat_template(dialogue, add_generation_prompt=True, tokenize=False)
+    ids = tokenizer(text, add_special_tokens=False, return_tensors="pt")["input_ids"]
+    logprobs = model(ids).logits[0, -1].log_softmax(dim=-1)
+    first = [[tokenizer.convert_tokens_to_ids(word) for word in group] for group in WORDS]
+    yes, no = (logprobs[group].logsumexp(dim=-1).item() for group in first)
+    return yes - no
+
+
 async def test_a_palette_server_judges_as_its_model_does(tmp_path):
     rewards = tmp_path / "rewards.yaml"
     asked = [Sample(DIALOGUE, one) for one in ("Give it water.", "No.", "Talk to it every day!")]
-    with running_server(PALETTE_CALIBRATE_AT_START="false") as url:
+    state = str(tmp_path / "state")
+    with running_server(PALETTE_CALIBRATE_AT_START="false", PALETTE_STATE_DIR=state) as url:
         entry = {
             "kind": "judge",
             "url": f"{url}/v1/chat/completions",
@@ -351,12 +368,5 @@ async def test_a_palette_server_judges_as_its_model_does(tmp_path):
         rewards.write_text(json.dumps(file))  # JSON is YAML
         async with load_rewards(rewards) as suite:
             scores = await suite.score([*asked, TRIAL])
-    local = HfLocalBackend(str(embedded.CHAT_MODEL), device="cpu")
-    await local.start()
-    try:
-        for sample, (score,) in zip([*asked, TRIAL], scores, strict=True):
-            found = (await local.ask(sample, [PUT + QUESTION], WORDS)).logprobs
-            assert_allclose(score, found[0, 0] - found[0, 1], atol=1e-4)
-    finally:
-        await local.close()
+    assert_allclose(scores[:, 0], [expected(sample) for sample in (*asked, TRIAL)], atol=1e-4)
     assert np.std(scores) > 1e-3
