@@ -21,8 +21,8 @@ logger = logging.getLogger(__name__)
 # Probes of an orchestrator carry no key, and these say nothing about models or clients.
 OPEN_PATHS = frozenset({"/health", "/ready"})
 
-# Methods that leave what is stored as it is. POST is one here: it asks for answers and figures; what
-# the server learns from those requests, by its own settings, is no change of theirs.
+# Methods that leave what is stored as it is. POST is one here: it asks for answers and figures.
+# What the server learns from such requests, by its own settings, is no change of theirs.
 READING_METHODS = frozenset({"GET", "HEAD", "OPTIONS", "POST"})
 
 
