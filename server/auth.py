@@ -22,6 +22,7 @@ logger = logging.getLogger(__name__)
 OPEN_PATHS = frozenset({"/health", "/ready"})
 
 # Methods that leave what is stored as it is. POST is one here: it asks for answers and figures.
+# What the server learns from such requests, by its own settings, is no change of theirs.
 READING_METHODS = frozenset({"GET", "HEAD", "OPTIONS", "POST"})
 
 

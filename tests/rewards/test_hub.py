@@ -10,6 +10,7 @@ from huggingface_hub import constants
 
 from rewards import RewardModelError, hub
 from rewards.hub import REMEDY, cache_where_no_hub, offline_variables, why_missing
+from rewards.models import vllm_child
 from rewards.registry import load_rewards
 
 
@@ -187,3 +188,22 @@ async def test_a_suite_that_needs_none_asks_nothing(tmp_path, closed, caplog):
     )
     async with load_rewards(path, device="cpu"):
         assert not caplog.records
+
+
+@pytest.mark.parametrize("is_away", [False, True])
+def test_a_process_that_loads_a_model_knows_that_the_hub_is_away(install, monkeypatch, is_away):
+    install(FakeHub(ConnectError("x") if is_away else None))
+    seen = []
+
+    def popen(command, *, env, **_):
+        seen.append(env.get("HF_HUB_OFFLINE"))
+        raise OSError("enough")
+
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    monkeypatch.setattr(vllm_child.importlib.util, "find_spec", lambda name: name == "vllm")
+    monkeypatch.setattr(vllm_child.subprocess, "Popen", popen)
+    child = vllm_child.VllmChild([], start_timeout_s=1, n_connections=1)
+    with cache_where_no_hub(), pytest.raises(OSError, match="enough"):
+        child.start()
+    child.close()
+    assert seen == ["1" if is_away else None]
