@@ -79,7 +79,7 @@ class Draw:
         work = asyncio.ensure_future(self.run())
         enough = asyncio.ensure_future(self._are_enough.wait())
         try:
-            await asyncio.wait({work}, timeout=max(0.0, moment - time.perf_counter()))
+            await self._wait(work, moment)
             is_met = self._are_enough.is_set()
             if not is_met:
                 await asyncio.wait({work, enough}, return_when=asyncio.FIRST_COMPLETED)
@@ -90,6 +90,9 @@ class Draw:
             work.cancel()
             enough.cancel()
             await asyncio.gather(work, enough, return_exceptions=True)
+
+    async def _wait(self, work: asyncio.Future[None], moment: float) -> None:
+        await asyncio.wait({work}, timeout=max(0.0, moment - time.perf_counter()))
 
     async def _score_one(self, candidate: Candidate, score: Score) -> None:
         self._rewards[candidate.index] = await score(candidate)

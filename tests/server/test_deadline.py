@@ -12,20 +12,27 @@ from server.backends.base import BackendError, Candidate
 from server.drawing import Draw
 from tests.server.conftest import run_fake
 from tests.server.fakes import FakeBackend
-from tests.server.waiting import until
+from tests.server.waiting import let_deadlines_wait, until
 
 SHORT = {"targets": {"words": {"at_most": 8.0}}, "candidates": 16, "report": "full"}
 LATE_MS = 600_000  # nobody waits that long
-SOON_MS = 400  # enough to score a few words, also on a busy machine
+SOON_MS = 400
 
 
 @pytest.fixture
-async def stuck(tmp_path, settings):
+async def timed(tmp_path, settings):
     """Candidates come as far as there are permits, and no further."""
     backend = FakeBackend()
     backend.permits = asyncio.Semaphore(5)
     async with run_fake(tmp_path, settings, backend) as found:
         yield found
+
+
+@pytest.fixture
+def stuck(timed, monkeypatch):
+    """As `timed`, with deadlines that come when there are as many as come."""
+    let_deadlines_wait(monkeypatch, timed.backend)
+    return timed
 
 
 async def served(running, palette, **fields):
@@ -76,25 +83,25 @@ async def test_a_deadline_that_is_kept_changes_nothing(running):
         assert kept[name] == free[name]
 
 
-async def test_the_first_is_waited_for_when_there_is_none(stuck):
-    stuck.backend.permits = asyncio.Semaphore(0)
-    waiting = asyncio.create_task(served(stuck, SHORT | {"deadline_ms": 1}))
-    await until(lambda: stuck.backend.n_started == 1)
+async def test_the_first_is_waited_for_when_there_is_none(timed):
+    timed.backend.permits = asyncio.Semaphore(0)
+    waiting = asyncio.create_task(served(timed, SHORT | {"deadline_ms": 1}))
+    await until(lambda: timed.backend.n_started == 1)
     await asyncio.sleep(0.05)  # well past the deadline
     assert not waiting.done()
-    stuck.backend.permits.release()
+    timed.backend.permits.release()
     report = (await waiting)["palette"]
     assert report["deadline"] == {"ms": 1, "asked": 16, "used": 1, "met": False}
-    assert stuck.backend.n_cancelled == 1
+    assert timed.backend.n_cancelled == 1
 
 
-async def test_as_many_as_there_are_choices_are_waited_for(stuck):
-    stuck.backend.permits = asyncio.Semaphore(2)
-    waiting = asyncio.create_task(served(stuck, SHORT | {"deadline_ms": 1}, n=3))
-    await until(lambda: stuck.backend.n_started == 1)
+async def test_as_many_as_there_are_choices_are_waited_for(timed):
+    timed.backend.permits = asyncio.Semaphore(2)
+    waiting = asyncio.create_task(served(timed, SHORT | {"deadline_ms": 1}, n=3))
+    await until(lambda: timed.backend.n_started == 1)
     await asyncio.sleep(0.05)
     assert not waiting.done()
-    stuck.backend.permits.release()
+    timed.backend.permits.release()
     body = await waiting
     assert len({choice["message"]["content"] for choice in body["choices"]}) == 3
     assert body["palette"]["deadline"]["used"] == 3

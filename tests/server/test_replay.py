@@ -12,6 +12,7 @@ from server.calibration import Calibration
 from solver import PilotSet
 from tests.server.conftest import failed, fake_calibration, run_fake
 from tests.server.fakes import EVERYTHING, FakeBackend
+from tests.server.waiting import let_deadlines_wait
 
 SHORT = {"targets": {"words": {"at_most": 8.0}}, "candidates": 16}
 LONG = {"targets": {"words": {"at_least": 13}, "variety": "keep"}}
@@ -126,9 +127,10 @@ async def test_a_stream_is_kept_too(running):
     same(await report_of(running, {"id": identity}, SHORT), whole["palette"], texts_of(whole))
 
 
-async def test_a_choice_within_a_deadline(tmp_path, settings):
+async def test_a_choice_within_a_deadline(tmp_path, settings, monkeypatch):
     backend = FakeBackend()
     backend.permits = asyncio.Semaphore(5)
+    let_deadlines_wait(monkeypatch, backend)
     async with run_fake(tmp_path, settings, backend) as running:
         body = await answer(running, {**SHORT, "deadline_ms": 400})
         assert body["palette"]["candidates"] == 5
