@@ -21,6 +21,7 @@ from rewards.batch import pad
 from rewards.config import ChatInput, InputConfig, ModelConfig
 from rewards.errors import RewardModelError, ScoringError
 from rewards.identity import hash_folder
+from rewards.models.attention import attend_by_products
 from rewards.models.budgets import linger_s
 from rewards.models.device import resolve_dtype
 from rewards.models.encoding import Encoder, Mark
@@ -252,6 +253,7 @@ class TransformerScorer(BatchedScorer):
         inputs = trial_inputs(self)
         plain = self.forward(inputs)
         pack(self._model)
+        attend_by_products(self._model)
         try:
             packed = self.forward(inputs)
         except Exception:  # noqa: BLE001 - whatever this model does with its layers, it goes without
