@@ -100,6 +100,7 @@ def test_padding_that_may_look_nowhere_spreads_no_nan():
     ("module", "n_shared", "mask", "others"),
     [
         (SimpleNamespace(is_causal=True), 1, None, {}),
+        (SimpleNamespace(is_causal=True), 1, masks()["causal"], {}),
         (MODULE, 1, None, {"is_causal": True}),
         (SimpleNamespace(is_causal=False, num_key_value_groups=3), 3, None, {}),
         (MODULE, 1, torch.linspace(-1, 1, 49).view(1, 1, 7, 7), {}),
