@@ -4,15 +4,19 @@ torch multiplies float32 matrices on a CPU with MKL, which leaves half of an AMD
 orders bfloat16 weights anew at each call. oneDNN, which torch brings along, takes weights that were
 ordered once: 2.3 times as fast in float32 and 1.05 to 1.7 times in bfloat16 (AVX-512, one thread),
 with sums in another order, 1e-6 apart. The same call is what torch's own compiler emits.
+
+A block that is a linear layer and a GELU, as most encoders have, takes both in one call: what is in
+between, the largest tensor of a pass, need not be fetched from the system: 3 to 8 % in float32.
 """
 
 from __future__ import annotations
 
 import platform
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from transformers.activations import GELUActivation
 from transformers.pytorch_utils import Conv1D
 
 # Rows per product for which oneDNN chooses the order; others work, and gain nearly as much.
@@ -41,12 +45,12 @@ class PackedLinear(nn.Module):
         ops: Any = torch.ops.mkldnn
         self.weight: Tensor = ops._reorder_linear_weight(weight.detach().contiguous(), _ROWS)
         self.bias = None if bias is None else bias.detach()
+        self.has_gelu = False
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """Return the outputs, shape (..., n_outputs)."""
-        found: Tensor = torch.ops.mkldnn._linear_pointwise(
-            inputs, self.weight, self.bias, "none", [], ""
-        )
+        """Return the outputs, shape (..., n_outputs), through a GELU if it has one."""
+        after: tuple[Any, ...] = ("gelu", [], "none") if self.has_gelu else ("none", [], "")
+        found: Tensor = torch.ops.mkldnn._linear_pointwise(inputs, self.weight, self.bias, *after)
         return found
 
 
@@ -78,7 +82,22 @@ def pack(model: nn.Module) -> int:
             if packed is not None:
                 setattr(parent, name, packed)
                 n_packed += 1
+        _take_gelu(parent)
     return n_packed
+
+
+def _take_gelu(block: nn.Module) -> None:
+    """Let the packed layer of a block of that and a GELU do both.
+
+    That the block does the one after the other and nothing besides is its habit, not a promise:
+    who packs compares the scores.
+    """
+    children = dict(block.named_children())
+    if [type(child) for child in children.values()] == [PackedLinear, GELUActivation]:
+        (_, layer), (name, gelu) = cast("list[tuple[str, Any]]", list(children.items()))
+        if gelu.act is nn.functional.gelu and not (gelu._forward_hooks or gelu._forward_pre_hooks):
+            layer.has_gelu = True
+            setattr(block, name, nn.Identity())
 
 
 def _packed(layer: nn.Module, users: dict[int, int]) -> PackedLinear | None:

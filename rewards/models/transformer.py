@@ -22,6 +22,7 @@ from rewards.config import ChatInput, InputConfig, ModelConfig
 from rewards.errors import RewardModelError, ScoringError
 from rewards.hub import why_missing
 from rewards.identity import hash_folder
+from rewards.models.attention import attend_by_products
 from rewards.models.budgets import linger_s
 from rewards.models.device import resolve_dtype
 from rewards.models.encoding import Encoder, Mark
@@ -253,6 +254,7 @@ class TransformerScorer(BatchedScorer):
         inputs = trial_inputs(self)
         plain = self.forward(inputs)
         pack(self._model)
+        attend_by_products(self._model)
         try:
             packed = self.forward(inputs)
         except Exception:  # noqa: BLE001 - whatever this model does with its layers, it goes without

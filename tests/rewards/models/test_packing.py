@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from transformers.activations import GELUActivation
 from transformers.pytorch_utils import Conv1D
 
 from rewards.config import SequenceClassifierConfig
@@ -89,6 +90,49 @@ def test_models_are_packed_and_score_the_same(architecture, dtype, tiny_model, m
     assert np.ptp(expected) > 0.1
     rtol = 1e-5 if dtype == "float32" else 5e-2
     np.testing.assert_allclose(found, expected, rtol=rtol, atol=rtol)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_block_of_a_layer_and_a_gelu_takes_both_at_once(dtype):
+    torch.manual_seed(0)
+    model = nn.ModuleList([nn.Sequential(nn.Linear(48, 64), GELUActivation())]).to(dtype)
+    inputs = (3 * torch.randn(9, 48)).to(dtype)
+    with torch.inference_mode():
+        plain = model[0](inputs).float()
+        assert pack(model) == 1
+        packed = model[0](inputs).float()
+    assert type(model[0][1]) is nn.Identity
+    tolerance = 1e-5 if dtype == torch.float32 else 2e-2
+    torch.testing.assert_close(packed, plain, rtol=tolerance, atol=tolerance)
+
+
+def test_other_blocks_keep_their_gelu():
+    hooked = GELUActivation()
+    hooked.register_forward_hook(lambda *_: None)
+    blocks = [
+        [GELUActivation(), nn.Linear(8, 64)],
+        [nn.Linear(8, 64), GELUActivation(), nn.LayerNorm(64)],
+        [nn.Linear(8, 64), GELUActivation(use_gelu_python=True)],
+        [nn.Linear(8, 64), nn.GELU(approximate="tanh")],
+        [nn.Linear(8, 64), hooked],
+        [nn.Linear(8, 2), GELUActivation()],
+    ]
+    model = nn.ModuleList(nn.Sequential(*block) for block in blocks)
+    inputs = torch.linspace(-3, 3, 24).view(3, 8)
+    with torch.inference_mode():
+        plain = [block(inputs) for block in model]
+        pack(model)
+        packed = [block(inputs) for block in model]
+    torch.testing.assert_close(packed, plain, rtol=1e-5, atol=1e-5)
+    assert not any(isinstance(module, nn.Identity) for module in model.modules())
+
+
+@pytest.mark.parametrize(
+    "architecture", ["bert", "electra", "roberta", "xlm-roberta", "deberta-v2"]
+)
+def test_encoders_take_their_gelu_with_the_layer_before_it(architecture, tiny_model):
+    scorer = load(tiny_model(architecture))
+    assert sum(layer.has_gelu for layer in packed_layers(scorer)) == 2
 
 
 @pytest.mark.parametrize("fault", ["wrong", "raises"])
