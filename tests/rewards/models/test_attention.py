@@ -121,9 +121,14 @@ def test_scores_too_many_to_be_written_out_go_on_to_torch(count, monkeypatch):
     assert len(count) == 1
 
 
-def test_a_cap_is_refused_as_by_torch():
-    with pytest.raises(ValueError, match="softcap"):
-        attend(MODULE, *projections(), None, softcap=30.0)
+def test_a_cap_is_left_to_transformers(monkeypatch):
+    """Which refuses it or not, as its version does."""
+    told = []
+    monkeypatch.setattr(
+        attention, "sdpa_attention_forward", lambda *_, **others: told.append(others)
+    )
+    attend(MODULE, *projections(), None, softcap=30.0)
+    assert [others["softcap"] for others in told] == [30.0]
 
 
 @pytest.mark.parametrize("architecture", ENCODERS + CAUSAL)
