@@ -6,6 +6,7 @@ import asyncio
 import functools
 import json
 import os
+import random
 import signal
 import tempfile
 from collections.abc import AsyncIterator
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import numpy as np
 import pytest
 from fastapi import FastAPI
 
@@ -37,6 +39,14 @@ pytest.register_assert_rewrite("tests.server.commands", "tests.server.profile_ca
 # start, which are to be stopped by it.
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture(autouse=True)
+def same_chances(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Give requests without a seed, and what fades from reservoirs, the same chances each time."""
+    default_rng = np.random.default_rng
+    monkeypatch.setattr(np.random, "default_rng", lambda seed=0: default_rng(seed))
+    monkeypatch.setattr("server.routes.parsing.secrets.randbits", random.Random(0).getrandbits)
 
 
 @dataclass

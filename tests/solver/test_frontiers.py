@@ -72,7 +72,7 @@ def test_a_curve_with_a_known_corner():
     check_served(found, pilot)
 
 
-@settings(max_examples=30, deadline=None, derandomize=True, database=None)
+@settings(max_examples=30)
 @given(
     seed=st.integers(0, 10_000),
     n_values=st.integers(2, 4),

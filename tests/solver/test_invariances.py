@@ -44,7 +44,7 @@ def assert_same(one, other, multipliers=True):
 
 
 @given(seeds)
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_order_of_values_prompts_and_candidates(seed):
     pilot = random_pilot(seed)
     levels = random_targets(seed, pilot)
@@ -59,7 +59,7 @@ def test_order_of_values_prompts_and_candidates(seed):
 
 
 @given(seeds)
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_units_and_offsets(seed):
     pilot = random_pilot(seed)
     levels = random_targets(seed, pilot)
@@ -72,7 +72,7 @@ def test_units_and_offsets(seed):
 
 
 @given(seeds)
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_levels_of_prompts_do_not_matter_when_their_mean_stays(seed):
     pilot = random_pilot(seed)
     levels = random_targets(seed, pilot)
@@ -82,7 +82,7 @@ def test_levels_of_prompts_do_not_matter_when_their_mean_stays(seed):
 
 
 @given(seeds)
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_a_value_named_twice_counts_once(seed):
     pilot = random_pilot(seed, n_values=2)
     levels = random_targets(seed, pilot)
@@ -95,7 +95,7 @@ def test_a_value_named_twice_counts_once(seed):
 
 
 @given(seeds)
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_stacking_the_pilot_set_on_itself(seed):
     pilot = random_pilot(seed)
     levels = random_targets(seed, pilot)
@@ -104,7 +104,7 @@ def test_stacking_the_pilot_set_on_itself(seed):
 
 
 @given(seeds)
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_a_value_already_met_changes_nothing(seed):
     pilot = random_pilot(seed)
     levels = random_targets(seed, pilot)
@@ -115,7 +115,7 @@ def test_a_value_already_met_changes_nothing(seed):
 
 
 @given(seeds, st.floats(0.1, 0.9))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_what_is_promised_is_served(seed, sharpness):
     """Whatever the palette: optimal means met with complementary slackness, else there is proof."""
     pilot = random_pilot(seed)
@@ -139,7 +139,7 @@ STATUSES = {
     "beyond": {Status.INFEASIBLE},
     "refused": {Status.INFEASIBLE},
 }
-exactly = settings(max_examples=60, deadline=None)
+exactly = settings(max_examples=60)
 
 
 @dataclass(frozen=True)
