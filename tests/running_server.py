@@ -6,8 +6,9 @@ import os
 import socket
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import httpx
@@ -15,7 +16,16 @@ import httpx
 
 @contextmanager
 def running_server(options: Sequence[str] = (), **environment: str) -> Iterator[str]:
-    """Start ``palette serve`` on a free loopback port; give its address once it is ready."""
+    """Start ``palette serve`` on a free loopback port; give its address once it is ready.
+
+    Its state is a folder of its own unless the environment names one: never that of the user.
+    """
+    with tempfile.TemporaryDirectory() as state, _serving(options, state, environment) as url:
+        yield url
+
+
+@contextmanager
+def _serving(options: Sequence[str], state: str, environment: Mapping[str, str]) -> Iterator[str]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -24,7 +34,7 @@ def running_server(options: Sequence[str] = (), **environment: str) -> Iterator[
         [*command, "--log-level", "warning", *options],
         stderr=subprocess.PIPE,
         text=True,
-        env={**os.environ, **environment},
+        env={**os.environ, "PALETTE_STATE_DIR": state, **environment},
     )
     url = f"http://127.0.0.1:{port}"
     try:

@@ -281,7 +281,7 @@ def main() -> None:
     print(f"largest error: served {max(abs(e) for e, _ in checked):.3f}, paper {max(paper):.3f} σ")
     http = []
     if arguments.http_prompts:
-        with running_server() as url:
+        with running_server(PALETTE_REFRESH="off") as url:  # the calibration as it is
             http = asyncio.run(
                 http_levels(
                     url, pilot, arguments.http_first, arguments.http_prompts, arguments.concurrency
